@@ -1,0 +1,179 @@
+"""Files to arrays: which files are images, and what each mode and bit depth means.
+
+Every rule maps a stored value to a brightness by the format alone, never by the image's own content: an image stretched
+to its own range would hide exactly the change of brightness that an inspection has to see.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from sfrjax.errors import SfrjaxError
+
+#: Extensions (lower case) of formats that keep every pixel value: the only ones that masks may have.
+LOSSLESS_EXTENSIONS = frozenset(
+    {".bmp", ".dib", ".gif", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff"}
+)
+#: Extensions that a folder is searched for: still images that Pillow decodes by itself.
+IMAGE_EXTENSIONS = LOSSLESS_EXTENSIONS | {".apng", ".avif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".webp"}
+
+
+def list_images(paths: Iterable[str | Path] | str | Path) -> list[Path]:
+    """The image files among ``paths``, folders searched recursively, in natural order (``im2`` before ``im10``).
+
+    A file named directly is kept whatever its extension, so that what cannot be read is reported rather than lost.
+    Inside folders only :data:`IMAGE_EXTENSIONS` count, and names beginning with a dot are passed over; linked folders
+    are followed. A file reached twice is listed once.
+
+    Raises:
+      SfrjaxError: a path does not exist, or there is no image at all.
+    """
+    given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    found: dict[Path, None] = {}
+    for path in given:
+        if path.is_dir():
+            found.update(dict.fromkeys(_walk(path)))
+        elif path.exists():
+            found[path] = None
+        else:
+            raise SfrjaxError(f"{path} does not exist: give image files or folders of images")
+    if not found:
+        where = ", ".join(str(path) for path in given) or "an empty list of paths"
+        raise SfrjaxError(f"no image found in {where} (looked for {' '.join(sorted(IMAGE_EXTENSIONS))})")
+    return sorted(found, key=natural_key)
+
+
+def natural_key(path: Path) -> tuple:
+    """Sort key: runs of digits compare as numbers, letters without case, folder by folder."""
+    parts = [[(0, int(t), "") if t.isdecimal() else (1, 0, t) for t in re.split("([0-9]+)", p)] for p in _lower(path)]
+    return (parts, str(path))
+
+
+def _lower(path: Path) -> tuple[str, ...]:
+    return tuple(part.lower() for part in path.parts)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    seen: set[str] = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_EXTENSIONS:
+                yield Path(here, name)
+
+
+def read_image(path: str | Path, size: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Read an image as RGB squashed to a square.
+
+    Squashed, not cropped: a crop can cut the whole defect away. The resize is Pillow's bilinear one, antialiased, and
+    runs on 8-bit values. Modes: 1-bit, grey, palette, CMYK and others become RGB as Pillow defines; 16-bit grey is
+    divided by 257 (65535 becomes 255); transparent pixels are composited on black, so that colours hidden beneath them
+    have no effect; EXIF orientation is applied; of several frames or pages the first is used.
+
+    Args:
+      path: the file.
+      size: side of the square in pixels.
+
+    Returns:
+      uint8 [size, size, 3] RGB, and the (height, width) before resizing (after orientation).
+
+    Raises:
+      SfrjaxError: the file is missing, truncated or no image, has more pixels than Pillow's limit against decompression
+        bombs (``PIL.Image.MAX_IMAGE_PIXELS``, twice), holds floats or 32-bit integers (no brightness is defined for
+        them), or 16-bit values that fill at most 12 of the 16 bits (they would lose nearly all their levels).
+    """
+    image = _open(Path(path))
+    shape = (image.height, image.width)
+    if image.mode in _HIGH_DEPTH:
+        image = _from_16_bit(image, Path(path))
+    elif image.has_transparency_data:
+        image = _on_black(image)
+    elif image.mode != "L":
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image.convert("RGB")), shape
+
+
+def read_mask(path: str | Path, *, threshold: int, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Read a mask at its own resolution: True where the brightest channel exceeds a threshold.
+
+    Args:
+      path: the file.
+      threshold: on the scale 0..255 (16-bit masks are compared with ``257 * threshold``); 0 means "anything but black",
+        which suits both 0/255 masks and labels 0, 1, 2...
+      shape: (height, width) of the image that the mask belongs to.
+
+    Returns:
+      bool [height, width].
+
+    Raises:
+      SfrjaxError: unreadable as for :func:`read_image`, or of another size than its image.
+    """
+    path = Path(path)
+    image = _open(path)
+    if (image.height, image.width) != tuple(shape):
+        raise SfrjaxError(
+            f"mask {path} is {image.width} x {image.height} pixels but its image is {shape[1]} x {shape[0]}:"
+            " a mask must have its image's size"
+        )
+    if image.mode in _HIGH_DEPTH:
+        return _integers(image, path) > 257 * threshold
+    if image.has_transparency_data:
+        image = _on_black(image)
+    elif image.mode != "L":
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    values = np.asarray(image)
+    return (values.max(axis=2) if values.ndim == 3 else values) > threshold
+
+
+_HIGH_DEPTH = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+def _open(path: Path) -> Image.Image:
+    """The decoded first frame, upright."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image
+    except FileNotFoundError:
+        raise SfrjaxError(f"{path} does not exist") from None
+    except Image.DecompressionBombError as error:
+        raise SfrjaxError(f"{path} is too large to be read safely ({error}): reduce it or cut it into tiles") from None
+    except Exception as error:  # on damaged files decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        raise SfrjaxError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
+
+
+def _integers(image: Image.Image, path: Path) -> NDArray:
+    """Values 0..65535 of an image deeper than 8 bits. PNG and PGM are opened as 32-bit "I" yet hold 16 bits."""
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        kind = "floating-point" if image.mode == "F" else "32-bit integer"
+        raise SfrjaxError(f"{path} holds {kind} values, which have no defined black and white: save it as 8 or 16 bit")
+    return np.asarray(image)
+
+
+def _from_16_bit(image: Image.Image, path: Path) -> Image.Image:
+    values = _integers(image, path).astype(np.uint32)
+    if 0 < (highest := int(values.max())) < 4096:
+        raise SfrjaxError(
+            f"{path} is a 16-bit image whose brightest pixel is {highest} of 65535: if the camera gives 10 or 12 bits,"
+            " multiply all images by one factor so that its white becomes 65535, or save them as 8 bit"
+        )
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _on_black(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+    return Image.alpha_composite(black, image).convert("RGB")
