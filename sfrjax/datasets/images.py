@@ -92,17 +92,16 @@ def read_image(path: str | Path, size: int) -> tuple[NDArray[np.uint8], tuple[in
         bombs (``PIL.Image.MAX_IMAGE_PIXELS``, twice), holds floats or 32-bit integers (no brightness is defined for
         them), or 16-bit values that fill at most 12 of the 16 bits (they would lose nearly all their levels).
     """
-    image = _open(Path(path))
+    image = _as_8_bit(_open(Path(path)), Path(path))
     shape = (image.height, image.width)
-    if image.mode in _HIGH_DEPTH:
-        image = _from_16_bit(image, Path(path))
-    elif image.has_transparency_data:
-        image = _on_black(image)
-    elif image.mode != "L":
-        image = image.convert("L" if image.mode == "1" else "RGB")
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image.convert("RGB")), shape
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), shape
+
+
+def open_rgb(path: str | Path) -> Image.Image:
+    """An image as :func:`read_image` sees it, at its own size: 8-bit RGB, upright. Raises the same errors."""
+    return _as_8_bit(_open(Path(path)), Path(path)).convert("RGB")
 
 
 def read_mask(path: str | Path, *, threshold: int, shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -129,11 +128,7 @@ def read_mask(path: str | Path, *, threshold: int, shape: tuple[int, int]) -> ND
         )
     if image.mode in _HIGH_DEPTH:
         return _integers(image, path) > 257 * threshold
-    if image.has_transparency_data:
-        image = _on_black(image)
-    elif image.mode != "L":
-        image = image.convert("L" if image.mode == "1" else "RGB")
-    values = np.asarray(image)
+    values = np.asarray(_as_8_bit(image, path))
     return (values.max(axis=2) if values.ndim == 3 else values) > threshold
 
 
@@ -153,6 +148,17 @@ def _open(path: Path) -> Image.Image:
         raise SfrjaxError(f"{path} is too large to be read safely ({error}): reduce it or cut it into tiles") from None
     except Exception as error:  # on damaged files decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         raise SfrjaxError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
+
+
+def _as_8_bit(image: Image.Image, path: Path) -> Image.Image:
+    """Grey or RGB, 8 bits a channel."""
+    if image.mode in _HIGH_DEPTH:
+        return _from_16_bit(image, path)
+    if image.has_transparency_data:
+        return _on_black(image)
+    if image.mode not in ("L", "RGB"):
+        return image.convert("L" if image.mode == "1" else "RGB")
+    return image
 
 
 def _integers(image: Image.Image, path: Path) -> NDArray:
