@@ -1,0 +1,116 @@
+"""Images on disk -> fixed-size batches -> features. Decoding runs beside the computation, a few images ahead of it."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from sfrjax.backbones import Backbone, Preprocess, forward
+from sfrjax.datasets.images import read_image
+from sfrjax.errors import SfrjaxError
+from sfrjax.settings import Level
+
+# Two decoders keep a batch ready without taking the cores from the network for long.
+DECODERS = 2
+
+
+class Batch(NamedTuple):
+    """Images of one step of the host loop.
+
+    images: uint8 [B, size, size, 3]; rows from len(paths) on are padding, so that every batch has one shape
+        and nothing is traced twice.
+    paths: the files of the real rows.
+    shapes: their original (height, width) in pixels.
+    """
+
+    images: np.ndarray
+    paths: tuple[Path, ...]
+    shapes: tuple[tuple[int, int], ...]
+
+
+class Skipped(NamedTuple):
+    """An image that could not be read, and why."""
+
+    path: Path
+    reason: str
+
+
+def image_batches(
+    paths: Iterable[Path], *, size: int, batch_size: int, skipped: list[Skipped] | None = None
+) -> Iterator[Batch]:
+    """Decode images to [size, size] and yield them in batches, at most two batches ahead of the consumer.
+
+    Args:
+        paths: image files.
+        size: side in pixels to which images are squashed.
+        batch_size: rows of every batch.
+        skipped: where given, unreadable images are appended to it and left out.
+
+    Raises:
+        SfrjaxError: an image cannot be read and `skipped` is not given.
+    """
+    buffer, names, shapes = np.zeros((batch_size, size, size, 3), np.uint8), [], []
+    for path, image, shape in _decode(paths, size, 2 * batch_size, skipped):
+        buffer[len(names)] = image
+        names.append(path)
+        shapes.append(shape)
+        if len(names) == batch_size:
+            yield Batch(buffer, tuple(names), tuple(shapes))
+            # A new buffer: the last one may still be read by an asynchronous transfer.
+            buffer, names, shapes = np.zeros_like(buffer), [], []
+    if names:
+        yield Batch(buffer, tuple(names), tuple(shapes))
+
+
+def _decode(
+    paths: Iterable[Path], size: int, ahead: int, skipped: list[Skipped] | None
+) -> Iterator[tuple[Path, np.ndarray, tuple[int, int]]]:
+    remaining = iter(paths)
+    with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
+        pending = deque((path, pool.submit(read_image, path, size)) for path in islice(remaining, ahead))
+        try:
+            while pending:
+                path, future = pending.popleft()
+                pending.extend((nxt, pool.submit(read_image, nxt, size)) for nxt in islice(remaining, 1))
+                try:
+                    image, shape = future.result()
+                except SfrjaxError as error:
+                    if skipped is None:
+                        raise
+                    skipped.append(Skipped(path, str(error)))
+                    continue
+                yield path, image, shape
+        finally:
+            for _, future in pending:
+                future.cancel()
+
+
+@partial(jax.jit, static_argnames=("graphdef", "preprocess", "levels"))
+def _extract(
+    state: object, images: jax.Array, *, graphdef: object, preprocess: Preprocess, levels: tuple[Level, ...]
+) -> tuple[jax.Array, ...]:
+    features = forward(graphdef, state, preprocess, levels, images)
+    # A tuple, because jit sorts the keys of a dict and 4 < "last" has no answer.
+    return tuple(features[level] for level in levels)
+
+
+def extract(backbone: Backbone, images: np.ndarray | jax.Array) -> dict[Level, jax.Array]:
+    """Feature maps of a batch.
+
+    Args:
+        backbone: a loaded network.
+        images: uint8 [B, H, W, 3], RGB.
+
+    Returns:
+        {level: float32 [B, h, w, c]} for the levels the backbone was loaded for.
+    """
+    maps = _extract(
+        backbone.state, images, graphdef=backbone.graphdef, preprocess=backbone.preprocess, levels=backbone.levels
+    )
+    return dict(zip(backbone.levels, maps, strict=True))

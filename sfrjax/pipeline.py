@@ -1,0 +1,242 @@
+"""fit, predict, evaluate: the only place where the rooms meet."""
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sfrjax.backbones import Backbone, load_backbone
+from sfrjax.bank import Bank, bank_bytes, build_bank
+from sfrjax.datasets import Category, Sample
+from sfrjax.datasets.images import list_images, read_mask
+from sfrjax.errors import SfrjaxError
+from sfrjax.features import Batch, Skipped, extract, image_batches
+from sfrjax.metrics import aupro, auroc, pixel_auroc
+from sfrjax.reconstruction import residual_norms
+from sfrjax.scoring import anomaly_maps, resize_map
+from sfrjax.settings import Settings
+
+BATCH_SIZE = 8
+T = TypeVar("T")
+
+
+class Prediction(NamedTuple):
+    """The result for one image.
+
+    path: the image file.
+    score: image score, the maximum of the anomaly map before resizing; in the unit of feature residuals.
+    anomaly_map: float32 [height, width], at the original image size.
+    """
+
+    path: Path
+    score: float
+    anomaly_map: np.ndarray
+
+
+class Metrics(NamedTuple):
+    """Fractions 0..1; None where a metric is not defined (no masks, or one class only)."""
+
+    pixel_auroc: float | None
+    aupro: float | None
+    image_auroc: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one category, with the predictions they come from, in the order of category.test."""
+
+    category: Category
+    metrics: Metrics
+    predictions: tuple[Prediction, ...]
+    threshold: float
+
+
+def fit(
+    images: str | Path | Sequence[str | Path],
+    settings: Settings | None = None,
+    *,
+    weights: str | Path | None = None,
+    backbone: Backbone | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: bool = False,
+) -> Bank:
+    """Build a memory bank from nominal images.
+
+    Images stream through in batches; memory holds the bank and a few batches.
+
+    Args:
+        images: a folder (searched recursively), or files and folders.
+        settings: the method's settings; the defaults where None.
+        weights: file of network weights; the network's own, by name, where None.
+        backbone: a network loaded for settings.feature_levels, instead of loading one here.
+        batch_size: images per step.
+        progress: say how large the bank will be and show a progress bar, on standard error.
+
+    Raises:
+        SfrjaxError: no images, an unreadable image (named), s_ref > N, a level that the backbone lacks,
+            or a problem with the weights.
+    """
+    settings = settings or Settings()
+    paths = list_images(images)
+    settings.check_bank_size(len(paths), os.path.commonpath([path.absolute().parent for path in paths]))
+    backbone = backbone or load_backbone(settings.backbone, levels=settings.feature_levels, weights=weights)
+    if progress:
+        size = bank_bytes(backbone, settings, len(paths))
+        print(f"Memory bank: {len(paths)} nominal images, {size / 1e6:.0f} MB", file=sys.stderr)
+    batch_size = min(batch_size, len(paths))
+    batches = image_batches(paths, size=settings.image_size, batch_size=batch_size)
+    tracked = _tracked(batches, "Fitting", len(paths), lambda batch: len(batch.paths), shown=progress)
+    return build_bank(backbone, settings, tracked, len(paths))
+
+
+def predict(
+    bank: Bank,
+    images: str | Path | Sequence[str | Path],
+    settings: Settings | None = None,
+    *,
+    weights: str | Path | None = None,
+    backbone: Backbone | None = None,
+    batch_size: int = BATCH_SIZE,
+    skipped: list[Skipped] | None = None,
+    progress: bool = False,
+) -> Iterator[Prediction]:
+    """Localise anomalies, image by image, in the order given (folders sorted by name).
+
+    Args:
+        bank: from `fit` or `load_bank`.
+        images: a folder (searched recursively), or files and folders.
+        settings: the bank's own where None; sampling, s_ref, s, eps, sigma and seed may differ from them.
+        weights: file of network weights, where `fit` was given one.
+        backbone: a network loaded for settings.feature_levels, instead of loading one here.
+        batch_size: images per step.
+        skipped: where given, unreadable images are appended to it and left out.
+        progress: show a progress bar on standard error.
+
+    Raises:
+        SfrjaxError: no images, other weights or settings than the bank's, or an unreadable image while
+            `skipped` is not given.
+    """
+    settings = settings or bank.settings
+    paths = list_images(images)
+    backbone = backbone or load_backbone(settings.backbone, levels=settings.feature_levels, weights=weights)
+    bank.check(backbone, settings)
+    batches = image_batches(paths, size=settings.image_size, batch_size=min(batch_size, len(paths)), skipped=skipped)
+    predictions = _predictions(bank, backbone, settings, batches)
+    yield from _tracked(predictions, "Predicting", len(paths), lambda _: 1, shown=progress)
+
+
+def localise(
+    bank: Bank, backbone: Backbone, images: np.ndarray | jax.Array, settings: Settings | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Anomaly maps of images in memory: features, reconstruction, map.
+
+    Args:
+        bank: the memory bank.
+        backbone: the network it was built with, loaded for settings.feature_levels.
+        images: uint8 [B, size, size, 3], RGB, size = settings.image_size.
+        settings: the bank's own where None.
+
+    Returns:
+        maps float32 [B, size, size] and image scores float32 [B], on the device, not yet waited for.
+    """
+    settings = settings or bank.settings
+    features = extract(backbone, images)
+    reference = bank.reference if settings.sampling == "subspace" else None
+    norms = residual_norms(
+        bank.scoring,
+        reference,
+        tuple(features[level] for level in settings.levels),
+        None if reference is None else features[settings.reference],
+        settings=settings,
+    )
+    return anomaly_maps(norms, size=settings.image_size, sigma=settings.sigma)
+
+
+def evaluate(
+    category: Category,
+    settings: Settings | None = None,
+    *,
+    weights: str | Path | None = None,
+    backbone: Backbone | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: bool = False,
+) -> Evaluation:
+    """Fit on a category's nominal images, predict its test images, and measure.
+
+    Args:
+        category: one of `load_dataset`'s.
+        settings, weights, backbone, batch_size, progress: as in `fit`.
+
+    Raises:
+        SfrjaxError: as in `fit`, or a mask that is missing or of another size than its image.
+    """
+    settings = settings or Settings()
+    backbone = backbone or load_backbone(settings.backbone, levels=settings.feature_levels, weights=weights)
+    common: dict[str, Any] = {"backbone": backbone, "batch_size": batch_size, "progress": progress}
+    bank = fit(category.train, settings, **common)
+    found = {p.path: p for p in predict(bank, [sample.image for sample in category.test], settings, **common)}
+    predictions = tuple(found[sample.image] for sample in category.test)
+    return Evaluation(category, measure(category, predictions), predictions, bank.threshold)
+
+
+def measure(category: Category, predictions: Sequence[Prediction]) -> Metrics:
+    """Metrics of predictions in the order of category.test; pixels count at each mask's own resolution."""
+    anomalous = np.array([sample.anomalous for sample in category.test], bool)
+    image_auroc = auroc(anomalous, np.array([prediction.score for prediction in predictions]))
+    if not category.has_masks:
+        return Metrics(None, None, _defined(image_auroc))
+    masks = [
+        read_sample_mask(category, s, p.anomaly_map.shape) for s, p in zip(category.test, predictions, strict=True)
+    ]
+    maps = [prediction.anomaly_map for prediction in predictions]
+    return Metrics(_defined(pixel_auroc(masks, maps)), _defined(aupro(masks, maps)), _defined(image_auroc))
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def read_sample_mask(category: Category, sample: Sample, shape: tuple[int, ...]) -> np.ndarray:
+    """bool [height, width]: a test image's mask; all False where it has none (`load_dataset` requires those it must)."""
+    height, width = shape
+    if sample.mask is None:
+        return np.zeros((height, width), bool)
+    return read_mask(sample.mask, threshold=category.mask_threshold, shape=(height, width))
+
+
+def _predictions(bank: Bank, backbone: Backbone, settings: Settings, batches: Iterable[Batch]) -> Iterator[Prediction]:
+    """Dispatch a batch, then hand out the one before it, so that the host's work overlaps with the device's."""
+    previous: tuple[Batch, jax.Array, jax.Array] | None = None
+    for batch in batches:
+        current = (batch, *localise(bank, backbone, batch.images, settings))
+        if previous is not None:
+            yield from _collect(*previous)
+        previous = current
+    if previous is not None:
+        yield from _collect(*previous)
+
+
+def _collect(batch: Batch, maps: jax.Array, scores: jax.Array) -> Iterator[Prediction]:
+    host_maps, host_scores = np.asarray(maps), np.asarray(scores)
+    for row, (path, shape) in enumerate(zip(batch.paths, batch.shapes, strict=True)):
+        yield Prediction(path, float(host_scores[row]), resize_map(host_maps[row], shape))
+
+
+def _tracked(
+    items: Iterable[T], description: str, total: int, amount: Callable[[T], int], *, shown: bool
+) -> Iterator[T]:
+    """Pass items on while a progress bar with an estimate of the time left follows them, on standard error."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
+        task = progress.add_task(description, total=total)
+        for item in items:
+            yield item
+            progress.advance(task, amount(item))

@@ -1,0 +1,173 @@
+"""Results -> JSON, CSV, TIFF maps, pictures and the table on the screen."""
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import tifffile
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.table import Table
+from scipy.ndimage import binary_erosion
+
+from sfrjax.bank import Bank
+from sfrjax.datasets.images import open_rgb
+from sfrjax.features import Skipped
+from sfrjax.files import replacing
+from sfrjax.pipeline import Evaluation, Metrics, Prediction, read_sample_mask
+from sfrjax.settings import Settings
+from sfrjax.version import __version__
+
+MAX_PICTURE_SIDE = 1024
+MASK_COLOUR = (0, 255, 0)
+THRESHOLD_COLOUR = (255, 255, 255)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def evaluation_results(
+    metrics: dict[str, Metrics], *, settings: Settings, dataset: str, weights_name: str, weights_sha256: str
+) -> dict[str, Any]:
+    """The content of results.json: metrics by category and their means, with what they were measured with."""
+    return {
+        "categories": {name: m._asdict() for name, m in metrics.items()},
+        "mean": mean_metrics(list(metrics.values()))._asdict(),
+        "settings": {"dataset": dataset, "method": "sfr", **settings.to_dict()},
+        "weights_name": weights_name,
+        "weights_sha256": weights_sha256,
+        "version": __version__,
+    }
+
+
+def mean_metrics(metrics: Sequence[Metrics]) -> Metrics:
+    """Each metric's mean over the categories that have it; None where none has."""
+    known = [[v for v in column if v is not None] for column in zip(*metrics, strict=True)]
+    return Metrics(*(float(np.mean(values)) if values else None for values in known))
+
+
+def print_metrics(metrics: dict[str, Metrics]) -> None:
+    """A table in percent, a row per category and, for several, their mean."""
+    table = Table()
+    for i, header in enumerate(("category", "pixel AUROC", "AUPRO", "image AUROC")):
+        table.add_column(header, justify="right" if i else "left")
+    rows = dict(metrics)
+    if len(metrics) > 1:
+        rows["mean"] = mean_metrics(list(metrics.values()))
+    for name, row in rows.items():
+        values = ["-" if value is None else f"{100 * value:.2f}" for value in row]
+        table.add_row(name, *values, end_section=name == list(metrics)[-1])
+    Console().print(table)
+
+
+def output_stems(paths: Sequence[Path]) -> list[Path]:
+    """Relative names, without extension, under which the outputs of these images are kept apart.
+
+    Folders below the images' common one are kept; where two images differ in extension only, it stays in the name.
+    """
+    common = os.path.commonpath([path.resolve().parent for path in paths])
+    relative = [path.resolve().relative_to(common) for path in paths]
+    bare = [path.with_suffix("") for path in relative]
+    return [stem if bare.count(stem) == 1 else path for stem, path in zip(bare, relative, strict=True)]
+
+
+def write_map(path: Path, anomaly_map: np.ndarray) -> None:
+    """A float32 [height, width] map as a TIFF, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        tifffile.imwrite(temporary, anomaly_map, compression="zlib", predictor=True)
+
+
+def overlay(prediction: Prediction, threshold: float, mask: np.ndarray | None = None) -> Image.Image:
+    """The image beside its anomaly map laid over it.
+
+    Colours run from nothing to twice the threshold; a white line bounds what lies above the threshold, a green one
+    the ground truth where `mask` (bool [height, width]) is given.
+    """
+    image = open_rgb(prediction.path)
+    heat = matplotlib.colormaps["inferno"](np.clip(prediction.anomaly_map / (2 * threshold), 0, 1))
+    # Transparent where nothing is wrong, so that the part stays visible.
+    alpha = np.clip(prediction.anomaly_map / threshold - 0.5, 0, 1)[..., None] * 0.7
+    pixels = np.asarray(image, np.float32)
+    laid = Image.fromarray((pixels * (1 - alpha) + 255 * heat[..., :3] * alpha).astype(np.uint8))
+    scale = min(1.0, MAX_PICTURE_SIDE / max(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    left, right = image.resize(size, Image.Resampling.BILINEAR), laid.resize(size, Image.Resampling.BILINEAR)
+    _draw_outline(right, prediction.anomaly_map > threshold, THRESHOLD_COLOUR)
+    if mask is not None:
+        _draw_outline(left, mask, MASK_COLOUR)
+    sheet = Image.new("RGB", (2 * size[0] + 4, size[1]))
+    sheet.paste(left, (0, 0))
+    sheet.paste(right, (size[0] + 4, 0))
+    return sheet
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """A PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def write_evaluation_pictures(evaluation: Evaluation, folder: Path) -> list[Path]:
+    """An overlay of every test image in folder/<defect>_<name>.png."""
+    category, written = evaluation.category, []
+    stems = output_stems([sample.image for sample in category.test])
+    for sample, prediction, stem in zip(category.test, evaluation.predictions, stems, strict=True):
+        mask = None
+        if category.has_masks:
+            mask = read_sample_mask(category, sample, prediction.anomaly_map.shape)
+        path = folder / f"{sample.defect}_{stem.name}.png"
+        write_picture(path, overlay(prediction, evaluation.threshold, mask))
+        written.append(path)
+    return written
+
+
+def contact_sheet(pictures: Sequence[tuple[str, Path]], columns: int) -> Image.Image:
+    """Overlays in a grid, each under its caption."""
+    opened = [(caption, Image.open(path)) for caption, path in pictures]
+    width = max(picture.width for _, picture in opened)
+    height = max(picture.height for _, picture in opened) + 16
+    rows = -(-len(opened) // columns)
+    sheet = Image.new("RGB", (columns * (width + 8), rows * (height + 8)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (caption, picture) in enumerate(opened):
+        x, y = i % columns * (width + 8) + 4, i // columns * (height + 8) + 4
+        draw.text((x, y), caption, fill="black")
+        sheet.paste(picture, (x, y + 14))
+    return sheet
+
+
+def write_scores(folder: Path, rows: list[dict[str, Any]], skipped: Sequence[Skipped], bank: Bank) -> None:
+    """scores.json and scores.csv of a prediction run."""
+    content = {
+        "images": rows,
+        "skipped": [{"image": str(path), "reason": reason} for path, reason in skipped],
+        "threshold": bank.threshold,
+        "settings": bank.settings.to_dict(),
+        "weights_name": bank.weights_name,
+        "weights_sha256": bank.weights_sha256,
+        "version": __version__,
+    }
+    write_json(folder / "scores.json", content)
+    with replacing(folder / "scores.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["image", "score", "anomalous", "map", "overlay"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _draw_outline(picture: Image.Image, region: np.ndarray, colour: tuple[int, int, int]) -> None:
+    """Colour the pixels of `region` (bool, any size) that touch its border."""
+    if not region.any():
+        return
+    resized = np.asarray(Image.fromarray(region).resize(picture.size, Image.Resampling.NEAREST))
+    edge = resized & ~binary_erosion(resized, iterations=max(1, picture.width // 256))
+    picture.paste(colour, (0, 0), Image.fromarray(edge))

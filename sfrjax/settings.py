@@ -1,0 +1,121 @@
+"""What a run is made of: the method's settings, and the paper's presets (arXiv 2309.13904, section IV-A)."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from sfrjax.errors import SfrjaxError
+
+Level = int | Literal["last"]
+LEVELS: tuple[Level, ...] = (1, 2, 3, 4, "last")
+SAMPLINGS = ("subspace", "random", "none")
+MODES = ("full", "pixel")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of SFR; immutable, hashable, checked when made.
+
+    backbone, levels, reference, mode and image_size decide what a memory bank holds; the others only how it is used.
+
+    Attributes:
+        backbone: name of the feature network.
+        levels: scoring levels, a subset of 1, 2, 3, 4, "last"; their maps are summed.
+        reference: level at which subspace-based sampling runs (Eq. 6, 7); unused by the other samplings.
+        sampling: "subspace" (per test image), "random" (s_ref nominal images drawn once from `seed`) or "none".
+        mode: "full" (one vector per level, the paper's) or "pixel" (every position its own problem).
+        s_ref: number of nominal images that sampling keeps.
+        s: number of atoms in a reconstruction.
+        eps: the pursuit stops when the L2 norm of the residual is at most this (Algorithm 1).
+        image_size: side in pixels to which every image is squashed.
+        sigma: standard deviation in pixels of the Gaussian that smooths an anomaly map.
+        seed: of the random sampling.
+
+    Raises:
+        SfrjaxError: a value is out of range, or s > s_ref.
+    """
+
+    backbone: str = "efficientnet_lite0"
+    levels: tuple[Level, ...] = (2, 3)
+    reference: Level = 4
+    sampling: str = "subspace"
+    mode: str = "full"
+    s_ref: int = 40
+    s: int = 17
+    eps: float = 1e-6
+    image_size: int = 256
+    sigma: float = 4.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.levels or len(set(self.levels)) != len(self.levels) or not set(self.levels) <= set(LEVELS):
+            raise SfrjaxError(f"--levels {_spell(self.levels)}: give one or more different levels of {_spell(LEVELS)}")
+        if self.reference not in LEVELS:
+            raise SfrjaxError(f"--reference {self.reference}: give one of {_spell(LEVELS)}")
+        _one_of("--sampling", self.sampling, SAMPLINGS)
+        _one_of("--mode", self.mode, MODES)
+        if self.s < 1:
+            raise SfrjaxError(f"--s {self.s}: a reconstruction needs at least 1 atom")
+        if self.sampling != "none" and self.s > self.s_ref:
+            raise SfrjaxError(
+                f"--s {self.s} is larger than --s-ref {self.s_ref}: a reconstruction cannot use more atoms than "
+                "sampling keeps; lower --s, raise --s-ref, or use --sampling none"
+            )
+        if not self.eps >= 0:
+            raise SfrjaxError(f"--eps {self.eps}: give a number >= 0")
+        if self.image_size < 32:
+            raise SfrjaxError(f"image_size {self.image_size}: the networks need at least 32 pixels")
+        if not self.sigma > 0:
+            raise SfrjaxError(f"sigma {self.sigma}: give a number > 0")
+
+    @property
+    def feature_levels(self) -> tuple[Level, ...]:
+        """The levels to extract: those scored, then the reference level where sampling needs it besides."""
+        extra = self.sampling == "subspace" and self.reference not in self.levels
+        return (*self.levels, self.reference) if extra else self.levels
+
+    def check_bank_size(self, n_images: int, source: str) -> None:
+        """Raise SfrjaxError where sampling asks for more nominal images than there are."""
+        if self.sampling != "none" and self.s_ref > n_images:
+            raise SfrjaxError(
+                f"--s-ref {self.s_ref} is larger than the {n_images} nominal images in {source}; "
+                f"give --s-ref {n_images} or fewer (and --s no larger), --sampling none, or more nominal images"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; `from_dict` is its inverse."""
+        return {**asdict(self), "levels": list(self.levels)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Settings":
+        """Settings from `to_dict`'s form. Raises SfrjaxError for unknown or missing fields."""
+        expected = set(cls.__dataclass_fields__)
+        if set(values) != expected:
+            raise SfrjaxError(f"settings do not fit this version: {_spell(sorted(set(values) ^ expected))}")
+        return cls(**{**values, "levels": tuple(values["levels"])})
+
+
+# The paper's settings per data set; a plain folder takes MVTec AD's.
+PRESETS: dict[str, dict[str, Any]] = {
+    "mvtec": {"levels": (2, 3), "reference": 4, "s_ref": 40, "s": 17},
+    "btad": {"levels": (2, 3), "reference": 4, "s_ref": 36, "s": 11},
+    "mtd": {"levels": (2, 3, 4), "reference": "last", "s_ref": 10, "s": 7},
+    "folder": {"levels": (2, 3), "reference": 4, "s_ref": 40, "s": 17},
+}
+
+
+def parse_level(text: str) -> Level:
+    """A level from its spelling on the command line: 1, 2, 3, 4 or last."""
+    return "last" if text == "last" else int(text) if text.isdigit() else _bad_level(text)
+
+
+def _bad_level(text: str) -> Level:
+    raise SfrjaxError(f"level {text!r}: give one of {_spell(LEVELS)}")
+
+
+def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise SfrjaxError(f"{option} {value}: give one of {_spell(choices)}")
+
+
+def _spell(values: Any) -> str:
+    return ", ".join(str(v) for v in values) or "(none)"
