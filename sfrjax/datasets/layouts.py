@@ -70,14 +70,12 @@ def load_dataset(name: str, root: str | Path, categories: Sequence[str] | None =
 
 def _mvtec(root: Path) -> dict[str, Callable[[], Category]]:
     """ROOT/CATEGORY/{train/good, test/good, test/DEFECT, ground_truth/DEFECT/NAME_mask.png}"""
-    return _in_subfolders(
-        root, "mvtec", lambda folder: _train_test(folder, good="good", masks="ground_truth", suffixes=("_mask",))
-    )
+    return _in_subfolders(root, "mvtec", lambda folder: _train_test(folder, good="good"))
 
 
 def _btad(root: Path) -> dict[str, Callable[[], Category]]:
     """ROOT/{01,02,03}/{train/ok, test/ok, test/ko, ground_truth/ko/NAME.{png,bmp}}"""
-    return _in_subfolders(root, "btad", lambda folder: _train_test(folder, good="ok", masks="ground_truth"))
+    return _in_subfolders(root, "btad", lambda folder: _train_test(folder, good="ok"))
 
 
 def _in_subfolders(root: Path, layout: str, load: Callable[[Path], Category]) -> dict[str, Callable[[], Category]]:
@@ -92,9 +90,9 @@ def _in_subfolders(root: Path, layout: str, load: Callable[[Path], Category]) ->
     return {folder.name: lambda folder=folder: load(folder) for folder in found}  # type: ignore[misc]
 
 
-def _train_test(folder: Path, *, good: str, masks: str, suffixes: tuple[str, ...] = ("",)) -> Category:
+def _train_test(folder: Path, *, good: str) -> Category:
     train = _images_in(folder / "train" / good)
-    test = _defect_folders(folder / "test", folder / masks, good=good, suffixes=suffixes)
+    test = _defect_folders(folder / "test", folder / "ground_truth", good=good)
     return Category(folder.name, tuple(train.values()), test, mask_threshold=0, has_masks=True)
 
 
@@ -108,7 +106,7 @@ def _folder(root: Path) -> dict[str, Callable[[], Category]]:
             raise SfrjaxError(f"{root} has no folder nominal/: put the images without defects there{hint}")
         train = tuple(list_images(nominal))
         has_masks = masks.is_dir()
-        samples = _defect_folders(test, masks if has_masks else None, good="good", suffixes=("", "_mask"))
+        samples = _defect_folders(test, masks if has_masks else None, good="good")
         return Category(root.resolve().name, train, samples, mask_threshold=0, has_masks=has_masks)
 
     return {root.resolve().name: load}
@@ -149,7 +147,7 @@ def _mtd(root: Path) -> dict[str, Callable[[], Category]]:
     return {"mtd": load}
 
 
-def _defect_folders(test: Path, masks: Path | None, *, good: str, suffixes: tuple[str, ...]) -> tuple[Sample, ...]:
+def _defect_folders(test: Path, masks: Path | None, *, good: str) -> tuple[Sample, ...]:
     """The samples under ``test``: one sub-folder per defect type, ``good`` for images without defects."""
     if not test.is_dir():
         raise SfrjaxError(f"{test} does not exist: it holds the test images, in one sub-folder per defect type")
@@ -171,7 +169,7 @@ def _defect_folders(test: Path, masks: Path | None, *, good: str, suffixes: tupl
         elif masks is None:
             samples += [Sample(image, True, None, folder.name) for image in images.values()]
         else:
-            found = _masks_in(masks / folder.name, images, suffixes)
+            found = _masks_in(masks / folder.name, images)
             pairs = _pair(images, found, folder, masks / folder.name)
             samples += [Sample(image, True, mask, folder.name) for image, mask in pairs]
     if masks is not None:
@@ -182,8 +180,8 @@ def _defect_folders(test: Path, masks: Path | None, *, good: str, suffixes: tupl
     return tuple(samples)
 
 
-def _masks_in(folder: Path, images: dict[str, Path], suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Masks by the stem of the image that they belong to."""
+def _masks_in(folder: Path, images: dict[str, Path]) -> dict[str, Path]:
+    """Masks by the stem of the image that they belong to: NAME or NAME_mask."""
     if not folder.is_dir():
         raise SfrjaxError(
             f"{folder} does not exist: it holds the masks of the images in {next(iter(images.values())).parent}"
@@ -192,9 +190,8 @@ def _masks_in(folder: Path, images: dict[str, Path], suffixes: tuple[str, ...]) 
         raise SfrjaxError(f"mask {lossy[0]} is in a format that may blur its edges: save masks as PNG")
     found: dict[str, Path] = {}
     for mask in _files(folder, LOSSLESS_EXTENSIONS):
-        stems = [mask.stem.removesuffix(suffix) for suffix in suffixes if mask.stem.endswith(suffix)]
-        # An image may itself be called ..._mask, so a stem that names an image goes first.
-        stem = next((stem for stem in stems if stem in images), stems[-1] if stems else mask.stem)
+        # An image may itself be called ..._mask, so a name that is an image's as it stands goes first.
+        stem = mask.stem if mask.stem in images else mask.stem.removesuffix("_mask")
         if stem in found:
             raise SfrjaxError(f"{found[stem]} and {mask} are masks of the same image: remove one")
         found[stem] = mask
