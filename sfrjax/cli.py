@@ -202,7 +202,7 @@ def _overview(pictures: dict[str, list[Path]], path: Path) -> Path:
     """A contact sheet with one picture per kind of defect and product."""
     from sfrjax.report import contact_sheet, write_picture
 
-    chosen = {}
+    chosen: dict[tuple[str, str], Path] = {}
     for product, paths in pictures.items():
         for picture in paths:
             chosen.setdefault((product, picture.stem.rsplit("_", 1)[0]), picture)

@@ -55,7 +55,9 @@ def image_batches(
     Raises:
         SfrjaxError: an image cannot be read and `skipped` is not given.
     """
-    buffer, names, shapes = np.zeros((batch_size, size, size, 3), np.uint8), [], []
+    buffer = np.zeros((batch_size, size, size, 3), np.uint8)
+    names: list[Path] = []
+    shapes: list[tuple[int, int]] = []
     for path, image, shape in _decode(paths, size, 2 * batch_size, skipped):
         buffer[len(names)] = image
         names.append(path)

@@ -68,7 +68,9 @@ def _support(
 ) -> jax.Array | None:
     """int32 [B, K] or [1, K], or None for all images."""
     if settings.sampling == "subspace":
-        assert reference is not None and reference.gram is not None and reference_features is not None
+        assert reference is not None
+        assert reference.gram is not None
+        assert reference_features is not None
         signals = reference_features.reshape(len(reference_features), -1)
         return subspace_support(
             reference.atoms, reference.gram, signals, s_ref=settings.s_ref, eps=settings.eps, candidates=allowed

@@ -1,11 +1,11 @@
 """What a run is made of: the method's settings, and the paper's presets (arXiv 2309.13904, section IV-A)."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from sfrjax.errors import SfrjaxError
 
-Level = int | Literal["last"]
+Level = int | str
 LEVELS: tuple[Level, ...] = (1, 2, 3, 4, "last")
 SAMPLINGS = ("subspace", "random", "none")
 MODES = ("full", "pixel")

@@ -1,4 +1,4 @@
-"""SFR in float64 NumPy, written from the paper's Algorithm 1 alone: least squares anew at every step, no Gram matrix."""
+"""SFR in float64 NumPy, written from Algorithm 1 of the paper: least squares anew at every step, no Gram matrix."""
 
 import numpy as np
 from scipy.ndimage import gaussian_filter

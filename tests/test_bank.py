@@ -1,0 +1,186 @@
+"""The bank: what is saved is what is loaded, and nothing else is ever loaded."""
+
+import json
+import resource
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from sfrjax.backbones import load_backbone
+from sfrjax.bank import bank_bytes, load_bank, save_bank
+from sfrjax.errors import SfrjaxError
+from sfrjax.pipeline import fit, predict
+from sfrjax.settings import Settings
+
+SETTINGS = Settings(levels=(3,), s_ref=4, s=2)
+
+
+@pytest.fixture(scope="module")
+def nominal(tmp_path_factory):
+    """Six smooth random images."""
+    folder = tmp_path_factory.mktemp("nominal")
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        coarse = Image.fromarray(rng.integers(90, 160, (5, 5, 3), dtype=np.uint8))
+        coarse.resize((70, 60), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bank(nominal):
+    return fit(nominal, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SETTINGS,
+        replace(SETTINGS, levels=(3, 4)),
+        replace(SETTINGS, levels=(3, "last"), reference="last"),
+        replace(SETTINGS, mode="pixel"),
+        replace(SETTINGS, mode="pixel", levels=(4,)),
+        replace(SETTINGS, mode="pixel", sampling="none"),
+        replace(SETTINGS, sampling="random"),
+    ],
+    ids=str,
+)
+def test_a_loaded_bank_predicts_the_same(settings, nominal, tmp_path):
+    bank = fit(nominal, settings, batch_size=4)
+    save_bank(bank, tmp_path / "bank")
+    loaded = load_bank(tmp_path / "bank")
+    assert loaded.settings == bank.settings
+    assert loaded.preprocess == bank.preprocess
+    assert loaded.threshold == bank.threshold > 0
+    assert len(bank.nominal_scores) == bank.n_images == 6
+    for ours, theirs in zip(predict(bank, nominal), predict(loaded, nominal), strict=True):
+        assert ours.path == theirs.path
+        np.testing.assert_array_equal(ours.anomaly_map, theirs.anomaly_map)
+
+
+def test_size_announced_is_size_written(nominal, tmp_path):
+    for settings in (SETTINGS, replace(SETTINGS, mode="pixel", sampling="none"), replace(SETTINGS, levels=(3, 4))):
+        backbone = load_backbone(settings.backbone, levels=settings.feature_levels)
+        save_bank(fit(nominal, settings, backbone=backbone), tmp_path / "bank")
+        written = (tmp_path / "bank").stat().st_size
+        assert 0 <= written - bank_bytes(backbone, settings, 6) < 4096
+
+
+def test_a_nominal_image_reconstructs_itself_but_not_when_left_out(bank, nominal):
+    scores = np.array([prediction.score for prediction in predict(bank, nominal)])
+    assert (scores < 1e-3 * bank.nominal_scores.min()).all()
+
+
+def test_the_bank_does_not_depend_on_the_batch_size(bank, nominal):
+    other = fit(nominal, SETTINGS, batch_size=5)
+    np.testing.assert_allclose(other.scoring[0].atoms, bank.scoring[0].atoms, atol=1e-4)
+    np.testing.assert_allclose(other.nominal_scores, bank.nominal_scores, rtol=1e-3)
+
+
+def test_gram_matches_float64(bank):
+    atoms = np.asarray(bank.scoring[0].atoms, np.float64)
+    np.testing.assert_allclose(bank.scoring[0].gram, atoms @ atoms.T, rtol=1e-6)
+
+
+def _broken(tmp_path, bank, change):
+    path = tmp_path / "bank"
+    save_bank(bank, path)
+    change(path)
+    with pytest.raises(SfrjaxError) as caught:
+        load_bank(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, 5000, -1])
+def test_a_bank_cut_short_is_refused(tmp_path, bank, keep):
+    message = _broken(tmp_path, bank, lambda path: path.write_bytes(path.read_bytes()[:keep]))
+    assert "not a whole bank file" in message
+
+
+def test_any_altered_byte_is_noticed(tmp_path, bank):
+    save_bank(bank, tmp_path / "whole")
+    size = (tmp_path / "whole").stat().st_size
+    rng = np.random.default_rng(3)
+    for position in [*rng.integers(0, size, 20), *rng.integers(0, 1500, 20), size - 1]:
+
+        def flip(path, position=int(position)):
+            data = bytearray(path.read_bytes())
+            data[position] ^= 4
+            path.write_bytes(data)
+
+        _broken(tmp_path, bank, flip)
+
+
+def test_a_foreign_file_is_refused(tmp_path, bank):
+    assert "not an sfrjax bank" in _broken(tmp_path, bank, lambda path: save_file({"a": np.ones(3)}, path))
+    assert "not a whole bank" in _broken(tmp_path, bank, lambda path: path.write_text("hello, this is a text file"))
+    with pytest.raises(SfrjaxError, match="no such bank file"):
+        load_bank(tmp_path / "absent")
+
+
+def test_another_format_is_refused_by_name(tmp_path, bank):
+    def rewrite(path):
+        from sfrjax.bank import _digest
+
+        with safe_open(path, "numpy") as file:
+            about = json.loads(file.metadata()["sfrjax_bank"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        text = json.dumps({**about, "format": 99})
+        save_file(tensors, path, metadata={"sfrjax_bank": text, "sha256": _digest(text, tensors)})
+
+    assert "format 99" in _broken(tmp_path, bank, rewrite)
+
+
+def test_other_weights_are_refused(bank, nominal):
+    with pytest.raises(SfrjaxError, match="was built with the weights"):
+        list(predict(replace(bank, weights_sha256="0" * 64), nominal))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"levels": (2,)}, "levels"),
+        ({"mode": "pixel"}, "mode"),
+        ({"image_size": 128}, "image_size"),
+        ({"reference": 3}, "reference level 4"),
+        ({"s_ref": 7}, "--s-ref 7"),
+    ],
+)
+def test_other_settings_are_refused(bank, nominal, change, word):
+    with pytest.raises(SfrjaxError, match=word):
+        list(predict(bank, nominal, replace(SETTINGS, **change)))
+
+
+def test_solve_settings_may_change(bank, nominal):
+    for change in ({"sampling": "none"}, {"sampling": "random"}, {"s": 1}, {"s_ref": 3, "s": 3}):
+        assert len(list(predict(bank, nominal, replace(SETTINGS, **change)))) == 6
+
+
+def test_a_full_disk_leaves_the_old_bank_whole(tmp_path, bank):
+    path = tmp_path / "bank"
+    save_bank(bank, path)
+    before = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(SfrjaxError, match="cannot be written"):
+            save_bank(bank, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_s_ref_larger_than_the_bank_is_refused(nominal):
+    with pytest.raises(SfrjaxError, match=r"--s-ref 40 is larger than the 6 nominal images in .*nominal"):
+        fit(nominal, Settings())
+
+
+def test_a_single_nominal_image_is_enough(nominal):
+    bank = fit(nominal / "0.png", Settings(levels=(3,), sampling="none", s=1))
+    assert bank.n_images == 1
+    assert np.isfinite(bank.threshold)
