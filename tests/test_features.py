@@ -1,0 +1,74 @@
+"""Batches: every image once, in order, whatever the batch size; unreadable ones named or left out."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfrjax import features
+from sfrjax.backbones import load_backbone
+from sfrjax.errors import SfrjaxError
+from sfrjax.features import extract, image_batches
+
+
+@pytest.fixture
+def images(tmp_path):
+    paths = []
+    for i in range(7):
+        paths.append(tmp_path / f"{i}.png")
+        Image.new("RGB", (20 + i, 30), (i, 2 * i, 3 * i)).save(paths[-1])
+    return paths
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 10])
+def test_every_image_once_and_in_order(images, batch_size):
+    batches = list(image_batches(images, size=16, batch_size=batch_size))
+    assert [path for batch in batches for path in batch.paths] == images
+    assert [shape for batch in batches for shape in batch.shapes] == [(30, 20 + i) for i in range(7)]
+    assert {batch.images.shape for batch in batches} == {(batch_size, 16, 16, 3)}
+    rows = np.concatenate([batch.images[: len(batch.paths)] for batch in batches])
+    np.testing.assert_array_equal(rows[:, 3, 3], [(i, 2 * i, 3 * i) for i in range(7)])
+
+
+def test_an_unreadable_image_is_named(images):
+    images[3].write_bytes(images[3].read_bytes()[:40])
+    with pytest.raises(SfrjaxError, match=r"3\.png"):
+        list(image_batches(images, size=16, batch_size=2))
+
+
+def test_an_unreadable_image_is_left_out_and_listed(images):
+    images[3].write_bytes(b"")
+    images[6].unlink()
+    skipped = []
+    batches = list(image_batches(images, size=16, batch_size=2, skipped=skipped))
+    assert [path for batch in batches for path in batch.paths] == [images[i] for i in (0, 1, 2, 4, 5)]
+    assert [path for path, _ in skipped] == [images[3], images[6]]
+    assert "3.png" in skipped[0].reason
+
+
+def test_no_image_is_read_far_ahead(images, monkeypatch):
+    read = []
+    monkeypatch.setattr(features, "read_image", lambda path, size: (read.append(path), _blank(size))[1])
+    batches = image_batches(images * 20, size=16, batch_size=2)
+    next(batches)
+    batches.close()
+    assert len(read) <= 2 + 4 + features.DECODERS
+
+
+def _blank(size):
+    return np.zeros((size, size, 3), np.uint8), (size, size)
+
+
+def test_features_do_not_depend_on_the_rest_of_the_batch_and_are_traced_once():
+    backbone = load_backbone("efficientnet_lite0", levels=(2, "last"))
+    images = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
+    before = features._extract._cache_size()
+    together = extract(backbone, images)
+    again = extract(backbone, images[::-1])
+    assert features._extract._cache_size() == before + 1
+    assert list(together) == [2, "last"]
+    assert together[2].shape == (4, 8, 8, 40)
+    assert together["last"].shape[1:3] == (1, 1)
+    for level in together:
+        assert together[level].dtype == jax.numpy.float32
+        np.testing.assert_allclose(together[level], again[level][::-1], atol=1e-5)
