@@ -15,9 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sfrjax.backbones import Backbone, load_backbone
 from sfrjax.bank import Bank, bank_bytes, build_bank
-from sfrjax.datasets import Category, Sample
-from sfrjax.datasets.images import list_images, read_mask
-from sfrjax.errors import SfrjaxError
+from sfrjax.datasets import Category
+from sfrjax.datasets.images import image_shape, list_images, read_mask
 from sfrjax.features import Batch, Skipped, extract, image_batches
 from sfrjax.metrics import aupro, auroc, pixel_auroc
 from sfrjax.reconstruction import residual_norms
@@ -51,11 +50,12 @@ class Metrics(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one category, with the predictions they come from, in the order of category.test."""
+    """Metrics of one category, with the predictions and masks they come from, in the order of category.test."""
 
     category: Category
     metrics: Metrics
     predictions: tuple[Prediction, ...]
+    masks: tuple[np.ndarray, ...] | None
     threshold: float
 
 
@@ -179,37 +179,46 @@ def evaluate(
         SfrjaxError: as in `fit`, or a mask that is missing or of another size than its image.
     """
     settings = settings or Settings()
+    masks = _read_masks(category)  # first, so that a bad one is found before the work
     backbone = backbone or load_backbone(settings.backbone, levels=settings.feature_levels, weights=weights)
     common: dict[str, Any] = {"backbone": backbone, "batch_size": batch_size, "progress": progress}
     bank = fit(category.train, settings, **common)
     found = {p.path: p for p in predict(bank, [sample.image for sample in category.test], settings, **common)}
     predictions = tuple(found[sample.image] for sample in category.test)
-    return Evaluation(category, measure(category, predictions), predictions, bank.threshold)
+    return Evaluation(category, measure(category, predictions, masks), predictions, masks, bank.threshold)
 
 
-def measure(category: Category, predictions: Sequence[Prediction]) -> Metrics:
-    """Metrics of predictions in the order of category.test; pixels count at each mask's own resolution."""
+def measure(category: Category, predictions: Sequence[Prediction], masks: Sequence[np.ndarray] | None) -> Metrics:
+    """Metrics of predictions in the order of category.test.
+
+    Args:
+        category: the category.
+        predictions: one of each test image.
+        masks: one bool [height, width] of each test image, at whose resolution pixels count; None: no pixel metrics.
+    """
     anomalous = np.array([sample.anomalous for sample in category.test], bool)
     image_auroc = auroc(anomalous, np.array([prediction.score for prediction in predictions]))
-    if not category.has_masks:
+    if masks is None:
         return Metrics(None, None, _defined(image_auroc))
-    masks = [
-        read_sample_mask(category, s, p.anomaly_map.shape) for s, p in zip(category.test, predictions, strict=True)
-    ]
     maps = [prediction.anomaly_map for prediction in predictions]
     return Metrics(_defined(pixel_auroc(masks, maps)), _defined(aupro(masks, maps)), _defined(image_auroc))
 
 
+def _read_masks(category: Category) -> tuple[np.ndarray, ...] | None:
+    """The test images' masks, all False for nominal images; None for a set without masks."""
+    if not category.has_masks:
+        return None
+    shapes = [image_shape(sample.image) for sample in category.test]
+    return tuple(
+        np.zeros(shape, bool)
+        if sample.mask is None
+        else read_mask(sample.mask, threshold=category.mask_threshold, shape=shape)
+        for sample, shape in zip(category.test, shapes, strict=True)
+    )
+
+
 def _defined(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def read_sample_mask(category: Category, sample: Sample, shape: tuple[int, ...]) -> np.ndarray:
-    """bool [height, width]: a test image's mask; all False where it has none (`load_dataset` requires those it must)."""
-    height, width = shape
-    if sample.mask is None:
-        return np.zeros((height, width), bool)
-    return read_mask(sample.mask, threshold=category.mask_threshold, shape=(height, width))
 
 
 def _predictions(bank: Bank, backbone: Backbone, settings: Settings, batches: Iterable[Batch]) -> Iterator[Prediction]:

@@ -19,7 +19,7 @@ from sfrjax.bank import Bank
 from sfrjax.datasets.images import open_rgb
 from sfrjax.features import Skipped
 from sfrjax.files import replacing
-from sfrjax.pipeline import Evaluation, Metrics, Prediction, read_sample_mask
+from sfrjax.pipeline import Evaluation, Metrics, Prediction
 from sfrjax.settings import Settings
 from sfrjax.version import __version__
 
@@ -121,10 +121,8 @@ def write_evaluation_pictures(evaluation: Evaluation, folder: Path) -> list[Path
     """An overlay of every test image in folder/<defect>_<name>.png."""
     category, written = evaluation.category, []
     stems = output_stems([sample.image for sample in category.test])
-    for sample, prediction, stem in zip(category.test, evaluation.predictions, stems, strict=True):
-        mask = None
-        if category.has_masks:
-            mask = read_sample_mask(category, sample, prediction.anomaly_map.shape)
+    masks = evaluation.masks or [None] * len(stems)
+    for sample, prediction, stem, mask in zip(category.test, evaluation.predictions, stems, masks, strict=True):
         path = folder / f"{sample.defect}_{stem.name}.png"
         write_picture(path, overlay(prediction, evaluation.threshold, mask))
         written.append(path)

@@ -7,11 +7,12 @@ to its own range would hide exactly the change of brightness that an inspection 
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from sfrjax.errors import SfrjaxError
 
@@ -99,6 +100,13 @@ def read_image(path: str | Path, size: int) -> tuple[NDArray[np.uint8], tuple[in
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), shape
 
 
+def image_shape(path: str | Path) -> tuple[int, int]:
+    """(height, width) of an image after orientation, from its header alone; errors as for :func:`read_image`."""
+    with _reading(Path(path)), Image.open(path) as image:
+        sideways = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return (image.width, image.height) if sideways else (image.height, image.width)
+
+
 def open_rgb(path: str | Path) -> Image.Image:
     """An image as :func:`read_image` sees it, at its own size: 8-bit RGB, upright. Raises the same errors."""
     return _as_8_bit(_open(Path(path)), Path(path)).convert("RGB")
@@ -137,11 +145,17 @@ _HIGH_DEPTH = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 def _open(path: Path) -> Image.Image:
     """The decoded first frame, upright."""
+    with _reading(path), Image.open(path) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever Pillow raises inside the block, as one sentence that names the file."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return image
+        yield
     except FileNotFoundError:
         raise SfrjaxError(f"{path} does not exist") from None
     except Image.DecompressionBombError as error:

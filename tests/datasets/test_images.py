@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from sfrjax.datasets import IMAGE_EXTENSIONS, list_images, read_image, read_mask
+from sfrjax.datasets.images import image_shape
 from sfrjax.errors import SfrjaxError
 
 RAMP = np.arange(0, 256, 16, dtype=np.uint8).reshape(4, 4)
@@ -292,3 +293,15 @@ def test_real_images_of_both_shared_sets(shared_data):
         _, shape = read_image(path.with_suffix(".jpg"), 32)
         blank += not read_mask(path, threshold=127, shape=shape).any()
     assert blank == 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_shape_from_the_header_is_the_shape_read(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (30, 20)).save(path, exif=exif)
+    assert image_shape(path) == read_image(path, 16)[1]
+    path.write_bytes(b"nothing")
+    with pytest.raises(SfrjaxError, match=r"photo\.jpg"):
+        image_shape(path)

@@ -1,0 +1,263 @@
+"""The command line as a user meets it: what it writes, and one clear sentence for everything that is wrong."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from sfrjax import cli
+
+SMALL = ["--levels", "3", "--s-ref", "4", "--s", "2"]
+
+
+def run(capsys, *arguments):
+    """Exit status, standard output and standard error of `sfrjax ARGUMENTS`, run in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["sfrjax", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = stop.code
+    captured = capsys.readouterr()
+    if isinstance(status, str):
+        return 1, captured.out, status
+    return status or 0, captured.out, captured.err
+
+
+def textured(rng, size=(72, 60)):
+    coarse = Image.fromarray(rng.integers(90, 160, (5, 5, 3), dtype=np.uint8))
+    return coarse.resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A plain folder set: 8 nominal images, 3 good and 3 defective test images with masks."""
+    root = tmp_path_factory.mktemp("parts")
+    rng = np.random.default_rng(0)
+    for folder, count in (("nominal", 8), ("test/good", 3), ("test/spot", 3)):
+        (root / folder).mkdir(parents=True)
+        for i in range(count):
+            image = textured(rng)
+            if folder == "test/spot":
+                (root / "masks" / "spot").mkdir(parents=True, exist_ok=True)
+                mask = Image.new("L", image.size)
+                mask.paste(255, (20, 20, 40, 40))
+                image.paste((250, 0, 0), (0, 0), mask)
+                mask.save(root / "masks" / "spot" / f"{i}.png")
+            image.save(root / folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def bank(parts, tmp_path_factory):
+    path = tmp_path_factory.mktemp("bank") / "parts.bank"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["sfrjax", "fit", str(parts / "nominal"), "--out", str(path), *SMALL])
+        cli.main()
+    return path
+
+
+@pytest.fixture
+def copy(parts, tmp_path):
+    return shutil.copytree(parts, tmp_path / "parts")
+
+
+def test_fit_says_how_large_the_bank_will_be(capsys, parts, tmp_path):
+    status, out, err = run(capsys, "fit", parts / "nominal", "--out", tmp_path / "new" / "b.bank", *SMALL)
+    assert status == 0
+    assert "8 nominal images" in err
+    assert "MB" in err
+    assert (tmp_path / "new" / "b.bank").is_file()
+    assert "sfrjax predict" in out
+
+
+def test_predict_writes_scores_maps_and_overlays(capsys, parts, bank, tmp_path):
+    status, out, _ = run(capsys, "predict", bank, parts / "test", "--out", tmp_path / "out")
+    assert status == 0
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert len(scores["images"]) == 6
+    assert scores["skipped"] == []
+    with (tmp_path / "out" / "scores.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    for row, line in zip(scores["images"], table, strict=True):
+        assert line["image"] == row["image"]
+        assert float(line["score"]) == row["score"]
+        assert row["anomalous"] == (row["score"] > scores["threshold"])
+        anomaly_map = tifffile.imread(tmp_path / "out" / row["map"])
+        assert anomaly_map.shape == (60, 72)
+        assert anomaly_map.dtype == np.float32
+        assert Image.open(tmp_path / "out" / row["overlay"]).height == 60
+        if "spot" in row["image"]:
+            assert row["anomalous"]
+            y, x = np.unravel_index(anomaly_map.argmax(), anomaly_map.shape)
+            assert 15 <= y <= 45
+            assert 15 <= x <= 45
+    assert "3 above the threshold" in out or "images" in out
+
+
+def test_predict_skips_what_it_cannot_read_and_says_so(capsys, copy, bank, tmp_path):
+    (copy / "test" / "good" / "1.png").write_bytes((copy / "test" / "good" / "1.png").read_bytes()[:200])
+    (copy / "test" / "spot" / "9.jpg").write_text("no image")
+    status, _, err = run(capsys, "predict", bank, copy / "test", "--out", tmp_path / "out")
+    assert status == 1
+    assert "2 of 7 images" in err
+    assert "good/1.png" in err
+    assert "spot/9.jpg" in err
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert len(scores["images"]) == 5
+    assert len(scores["skipped"]) == 2
+
+
+def test_images_of_the_same_name_are_kept_apart(capsys, bank, tmp_path):
+    rng = np.random.default_rng(1)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for name in ("a/x.png", "a/x.bmp", "b/x.png"):
+        textured(rng).save(tmp_path / name)
+    status, _, _ = run(capsys, "predict", bank, tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out")
+    assert status == 0
+    written = sorted(str(p.relative_to(tmp_path / "out" / "maps")) for p in (tmp_path / "out" / "maps").rglob("*.tiff"))
+    assert written == ["a/x.bmp.tiff", "a/x.png.tiff", "b/x.tiff"]
+
+
+def test_evaluate_writes_the_results_others_rely_on(capsys, parts, tmp_path):
+    out = tmp_path / "out"
+    status, printed, _ = run(capsys, "evaluate", "--dataset", "folder", "--root", parts, "--out", out, *SMALL)
+    assert status == 0
+    results = json.loads((out / "results.json").read_text())
+    name = parts.name
+    assert set(results["categories"][name]) == {"pixel_auroc", "aupro", "image_auroc"}
+    assert all(0.5 < value <= 1 for value in results["categories"][name].values())
+    assert results["mean"] == results["categories"][name]
+    assert results["settings"]["levels"] == [3]
+    assert len(results["weights_sha256"]) == 64
+    assert results["version"]
+    assert name in printed
+    assert len(list((out / "overlays").rglob("*.png"))) == 6
+
+
+def test_evaluate_without_masks_gives_the_image_score_only(capsys, copy, tmp_path):
+    shutil.rmtree(copy / "masks")
+    out = tmp_path / "out"
+    status, _, _ = run(capsys, "evaluate", "--dataset", "folder", "--root", copy, "--out", out, *SMALL)
+    assert status == 0
+    metrics = json.loads((out / "results.json").read_text())["mean"]
+    assert metrics["pixel_auroc"] is None
+    assert metrics["aupro"] is None
+    assert metrics["image_auroc"] > 0.5
+
+
+def test_several_categories_after_one_option():
+    split = cli._repeat_option(["evaluate", "--category", "a", "b", "--out", "x", "--category", "c"], "--category")
+    assert split == ["evaluate", "--category", "a", "--category", "b", "--out", "x", "--category", "c"]
+
+
+def fit_arguments(tmp_path, images, *more):
+    return ["fit", images, "--out", tmp_path / "b.bank", *SMALL, *more]
+
+
+def test_bad_input_is_one_clear_sentence(capsys, copy, bank, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    cut = copy / "nominal" / "3.png"
+    nowhere = tmp_path / "nowhere"
+    evaluate = ["evaluate", "--dataset", "folder", "--root", copy, "--out", tmp_path / "out"]
+    whole = cut.read_bytes()
+    cases = [
+        (fit_arguments(tmp_path, empty), ["empty", "no image"]),
+        (fit_arguments(tmp_path, nowhere), ["nowhere"]),
+        (fit_arguments(tmp_path, copy / "nominal", "--s", "5"), ["--s 5", "--s-ref 4"]),
+        (fit_arguments(tmp_path, copy / "nominal", "--s-ref", "9"), ["--s-ref 9", "8 nominal images"]),
+        (fit_arguments(tmp_path, copy / "nominal", "--levels", "7"), ["--levels 7"]),
+        (fit_arguments(tmp_path, copy / "nominal", "--levels", "deep"), ["deep"]),
+        (fit_arguments(tmp_path, copy / "nominal", "--backbone", "vgg"), ["vgg"]),
+        (fit_arguments(tmp_path, copy / "nominal", "--weights", nowhere), ["nowhere"]),
+        (["predict", nowhere, copy / "test", "--out", tmp_path / "out"], ["nowhere", "sfrjax fit"]),
+        (["predict", bank, empty, "--out", tmp_path / "out"], ["empty"]),
+        ([*evaluate[:2], "imagenet", *evaluate[3:]], ["--dataset imagenet", "mvtec"]),
+        ([*evaluate, "--method", "magic"], ["--method magic"]),
+        ([*evaluate, "--category", "nuts"], ["nuts"]),
+        ([*evaluate, "--s-ref", "40"], ["--s-ref 40"]),
+    ]
+    for arguments, words in cases:
+        status, _, err = run(capsys, *arguments)
+        assert status == 1, arguments
+        assert err.startswith("sfrjax: "), err
+        assert "Traceback" not in err
+        for word in words:
+            assert word in err, (word, err)
+    assert not (tmp_path / "b.bank").exists()
+
+    cut.write_bytes(whole[: len(whole) // 2])
+    status, _, err = run(capsys, *fit_arguments(tmp_path, copy / "nominal"))
+    assert status == 1
+    assert "nominal/3.png" in err
+    assert not (tmp_path / "b.bank").exists()
+
+
+def test_a_mask_of_another_size_or_missing_is_named(capsys, copy, tmp_path):
+    arguments = ["evaluate", "--dataset", "folder", "--root", copy, "--out", tmp_path / "out", *SMALL]
+    Image.new("L", (10, 10)).save(copy / "masks" / "spot" / "1.png")
+    status, _, err = run(capsys, *arguments)
+    assert status == 1
+    assert "spot/1.png" in err
+    (copy / "masks" / "spot" / "1.png").unlink()
+    status, _, err = run(capsys, *arguments)
+    assert status == 1
+    assert "spot/1.png" in err
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_a_bank_cut_short_is_named(capsys, parts, bank, tmp_path):
+    (tmp_path / "cut.bank").write_bytes(bank.read_bytes()[:-10])
+    status, _, err = run(capsys, "predict", tmp_path / "cut.bank", parts / "test", "--out", tmp_path / "out")
+    assert status == 1
+    assert "cut.bank" in err
+
+
+def test_an_output_that_cannot_be_written_is_named_before_the_work(capsys, parts, bank, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    out = tmp_path / "file" / "out"
+    for arguments in (
+        ["fit", parts / "nominal", "--out", out / "b.bank", *SMALL],
+        ["predict", bank, parts / "test", "--out", out],
+        ["evaluate", "--dataset", "folder", "--root", parts, "--out", out, *SMALL],
+    ):
+        status, _, err = run(capsys, *arguments)
+        assert status == 1
+        assert "cannot be written" in err
+    status, _, err = run(capsys, "fit", parts / "nominal", "--out", tmp_path, *SMALL)
+    assert status == 1
+    assert "is a folder" in err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_named(capsys, parts, tmp_path):
+    tmp_path.chmod(0o500)
+    status, _, err = run(capsys, *fit_arguments(tmp_path, parts / "nominal"))
+    tmp_path.chmod(0o700)
+    assert status == 1
+    assert "cannot be written" in err
+
+
+def test_the_command_is_installed_and_starts_without_loading_jax():
+    code = (
+        "import sys\n"
+        "sys.argv = ['sfrjax', '--help']\n"
+        "from sfrjax import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "assert 'jax' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for command in ("demo", "fit", "predict", "evaluate", "weights"):
+        assert command in done.stdout
+    assert shutil.which("sfrjax", path=os.path.dirname(sys.executable))
