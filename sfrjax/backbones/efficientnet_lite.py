@@ -22,6 +22,8 @@ STAGES = (
 # Index of the stage whose last block is the last one at stride 1/4, 1/8, 1/16, 1/32: levels 1..4.
 LEVEL_STAGES = (1, 2, 4, 6)
 
+_BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
+
 
 @dataclass(frozen=True)
 class EfficientNetLiteConfig:
@@ -39,32 +41,42 @@ class EfficientNetLiteConfig:
     batch_norm_eps: float = 1e-3
     preprocess: Preprocess = EFFICIENTNET_LITE
 
+    # Present in checkpoints, not part of the features.
+    ignored: tuple[str, ...] = (
+        *("_conv_head.weight", *(f"_bn1.{part}" for part in _BATCH_NORM), "_fc.weight", "_fc.bias"),
+        *("conv_head.weight", *(f"bn2.{part}" for part in _BATCH_NORM), "classifier.weight", "classifier.bias"),
+    )
+
     def build(self, stages: int) -> "EfficientNetLite":
         """The network up to the given level (1..4)."""
         return EfficientNetLite(self, stages)
 
+    @property
+    def repeats(self) -> list[int]:
+        """Blocks per stage."""
+        inner = [math.ceil(repeats * self.depth) for repeats, *_ in STAGES[1:-1]]
+        return [STAGES[0][0], *inner, STAGES[-1][0]]
+
     def torch_names(self, path: str) -> list[tuple[str, str]]:
-        """(convolution, BatchNorm) names in the checkpoints in circulation, for the folded convolution at `path`."""
+        """(convolution, BatchNorm) names for the folded convolution at `path`: in the original port, and in timm's."""
         if path == "stem":
-            return [("_conv_stem", "_bn0")]
+            return [("_conv_stem", "_bn0"), ("conv_stem", "bn1")]
         _, block, layer = path.split(".")
-        conv, norm = {
+        original = {
             "expand": ("_expand_conv", "_bn0"),
             "depthwise": ("_depthwise_conv", "_bn1"),
             "project": ("_project_conv", "_bn2"),
         }[layer]
-        return [(f"_blocks.{block}.{conv}", f"_blocks.{block}.{norm}")]
-
-    # Present in checkpoints, not part of the features.
-    ignored: tuple[str, ...] = (
-        "_conv_head.weight",
-        "_bn1.weight",
-        "_bn1.bias",
-        "_bn1.running_mean",
-        "_bn1.running_var",
-        "_fc.weight",
-        "_fc.bias",
-    )
+        stage, within = [(k, i) for k, repeats in enumerate(self.repeats) for i in range(repeats)][int(block)]
+        timm = {
+            "expand": ("conv_pw", "bn1"),
+            "depthwise": ("conv_dw", "bn2") if stage else ("conv_dw", "bn1"),
+            "project": ("conv_pwl", "bn3") if stage else ("conv_pw", "bn2"),
+        }[layer]
+        return [
+            (f"_blocks.{block}.{original[0]}", f"_blocks.{block}.{original[1]}"),
+            (f"blocks.{stage}.{within}.{timm[0]}", f"blocks.{stage}.{within}.{timm[1]}"),
+        ]
 
 
 EFFICIENTNET_LITES = {
@@ -96,11 +108,9 @@ class EfficientNetLite(nnx.Module):
     def __init__(self, config: EfficientNetLiteConfig, levels: int):
         self.stem = Conv(3, 32, 3, 2, "SAME")
         channels, blocks, ends = 32, [], []
-        for index, (repeats, size, stride, expansion, c_out) in enumerate(STAGES[: LEVEL_STAGES[levels - 1] + 1]):
+        for index, (_, size, stride, expansion, c_out) in enumerate(STAGES[: LEVEL_STAGES[levels - 1] + 1]):
             c_out = _round_channels(c_out * config.width)
-            if 0 < index < len(STAGES) - 1:
-                repeats = math.ceil(repeats * config.depth)
-            for i in range(repeats):
+            for i in range(config.repeats[index]):
                 blocks.append(InvertedResidual(channels, c_out, expansion, size, stride if i == 0 else 1))
                 channels = c_out
             if index in LEVEL_STAGES:

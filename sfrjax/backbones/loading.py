@@ -21,7 +21,7 @@ from sfrjax.backbones.resnet import RESNETS, ResNetConfig
 from sfrjax.errors import SfrjaxError
 from sfrjax.weights import WeightsFile, open_weights
 from sfrjax.weights.conventions import conventions
-from sfrjax.weights.fetch import sha256_of, weights_path
+from sfrjax.weights.fetch import locate
 from sfrjax.weights.folding import fold_checkpoint, read_folded
 
 Config = ResNetConfig | EfficientNetLiteConfig
@@ -75,12 +75,12 @@ def load_backbone(
     Raises:
         SfrjaxError: unknown backbone, level or dtype; weights that cannot be had, read, or do not fit the network.
     """
-    backbone, config = _config(name)
+    backbone, config = network_config(name)
     wanted = _check_levels(levels)
     if jnp.dtype(dtype) not in (jnp.float32, jnp.bfloat16):
         raise SfrjaxError(f"dtype {jnp.dtype(dtype).name} is not one that backbones compute in: float32 or bfloat16")
-    path, weights_name = weights_path(name if "." in name else backbone, weights)
-    file = open_weights(path)
+    located = locate(name, weights)
+    file = open_weights(located.path)
     config, parameters = folded_parameters(backbone, config, file)
 
     model = nnx.eval_shape(functools.partial(config.build, max(4 if k == "last" else int(k) for k in wanted)))
@@ -92,7 +92,7 @@ def load_backbone(
             if keys := shallow.get(f"{where}.{part}"):
                 flat[keys] = jnp.asarray(value, dtype)
     state = traverse_util.unflatten_dict(flat)
-    return Backbone(backbone, weights_name, sha256_of(path), config.preprocess, wanted, graphdef, state)
+    return Backbone(backbone, located.name, located.sha256, config.preprocess, wanted, graphdef, state)
 
 
 def forward(
@@ -159,6 +159,16 @@ def kernel_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return {path.removesuffix(".kernel"): shape for path, shape in flat.items() if path.endswith(".kernel")}
 
 
+def describe(name: str, config: Config) -> dict[str, Any]:
+    """What `folded_parameters` needs to know of a network, JSON-serialisable: its name, input, and deviations."""
+    network = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name != "preprocess" and value != getattr(_CONFIGS[name], field.name):
+            network[field.name] = value
+    return {"backbone": name, "network": network, "preprocess": config.preprocess.to_dict()}
+
+
 def _description(file: WeightsFile) -> dict[str, Any]:
     try:
         description = json.loads(file.metadata["sfrjax"])
@@ -167,7 +177,12 @@ def _description(file: WeightsFile) -> dict[str, Any]:
         raise SfrjaxError(f"{file.path}: its sfrjax metadata is damaged; convert the original weights again") from e
 
 
-def _config(name: str) -> tuple[str, Config]:
+def network_config(name: str) -> tuple[str, Config]:
+    """(backbone, configuration) for a backbone's or a catalogue's name.
+
+    Raises:
+        SfrjaxError: unknown backbone.
+    """
     backbone = name.partition(".")[0]
     if backbone not in _CONFIGS:
         raise SfrjaxError(f"unknown backbone {name!r}; known are {', '.join(BACKBONES)}")

@@ -29,6 +29,9 @@ class ResNetConfig:
     batch_norm_eps: float = 1e-5
     preprocess: Preprocess = IMAGENET
 
+    # Present in checkpoints, not part of the features.
+    ignored: tuple[str, ...] = ("fc.weight", "fc.bias")
+
     def build(self, stages: int) -> "ResNet":
         """The network up to the given stage (1..4)."""
         return ResNet(self, stages)
@@ -38,9 +41,6 @@ class ResNetConfig:
         if path.endswith("downsample"):
             return [(f"{path}.0", f"{path}.1")]
         return [(path, path.replace("conv", "bn"))]
-
-    # Present in checkpoints, not part of the features.
-    ignored: tuple[str, ...] = ("fc.weight", "fc.bias")
 
 
 RESNETS = {

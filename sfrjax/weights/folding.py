@@ -1,5 +1,6 @@
 """From a checkpoint's tensors to folded parameters: a bijection or an error that lists everything wrong."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -47,15 +48,17 @@ def fold_checkpoint(
         eps: BatchNorm's epsilon.
 
     Returns:
-        An iterator of (path, kernel, bias), float32, in the order of `kernels`. The file is checked for names and
-        shapes before this returns, for values as they are read, with the error raised when all have been.
+        An iterator of (path, kernel, bias), float32, largest kernels first. The file is checked for names and shapes
+        before this returns, for values as they are read, with the error raised when all have been.
 
     Raises:
         SfrjaxError: missing, mis-shaped or unknown tensors (all of them in one message); NaN or infinite values.
     """
     schemes = range(max(len(names(path)) for path in kernels))
     scheme = max(schemes, key=lambda i: sum(f"{names(path)[i][0]}.weight" in file.tensors for path in kernels))
-    pairs = {path: names(path)[scheme] for path in kernels}
+    # Largest first, so that the temporaries of a large one meet an empty memory.
+    order = sorted(kernels, key=lambda path: math.prod(kernels[path]), reverse=True)
+    pairs = {path: names(path)[scheme] for path in order}
 
     expected: dict[str, tuple[int, ...]] = {}
     for path, shape in kernels.items():
