@@ -55,7 +55,7 @@ def main() -> None:
             bank = fit(train, settings, backbone=backbone)
             rows += [_row(bank, backbone, test, batch, arguments.rounds) for batch in (1, 8)]
     result = {
-        "device": _device(),
+        "device": device_name(),
         "command": "python benchmarks/overhead.py --json FILE",
         "jax": jax.__version__,
         "images": source,
@@ -158,7 +158,8 @@ def _backbones() -> list[tuple[str, Path | None]]:
     return found
 
 
-def _device() -> str:
+def device_name() -> str:
+    """The accelerator, or the processor and its number of cores."""
     device = jax.devices()[0]
     if device.platform != "cpu":
         return device.device_kind

@@ -179,7 +179,7 @@ def evaluate(
         SfrjaxError: as in `fit`, or a mask that is missing or of another size than its image.
     """
     settings = settings or Settings()
-    masks = _read_masks(category)  # first, so that a bad one is found before the work
+    masks = read_masks(category)  # first, so that a bad one is found before the work
     backbone = backbone or load_backbone(settings.backbone, levels=settings.feature_levels, weights=weights)
     common: dict[str, Any] = {"backbone": backbone, "batch_size": batch_size, "progress": progress}
     bank = fit(category.train, settings, **common)
@@ -204,7 +204,7 @@ def measure(category: Category, predictions: Sequence[Prediction], masks: Sequen
     return Metrics(_defined(pixel_auroc(masks, maps)), _defined(aupro(masks, maps)), _defined(image_auroc))
 
 
-def _read_masks(category: Category) -> tuple[np.ndarray, ...] | None:
+def read_masks(category: Category) -> tuple[np.ndarray, ...] | None:
     """The test images' masks, all False for nominal images; None for a set without masks."""
     if not category.has_masks:
         return None
