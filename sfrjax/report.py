@@ -83,7 +83,7 @@ def write_map(path: Path, anomaly_map: np.ndarray) -> None:
     """A float32 [height, width] map as a TIFF, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        tifffile.imwrite(temporary, anomaly_map, compression="zlib", predictor=True)
+        tifffile.imwrite(temporary, anomaly_map, compression="zlib")
 
 
 def overlay(prediction: Prediction, threshold: float, mask: np.ndarray | None = None) -> Image.Image:

@@ -61,7 +61,9 @@ def bank(parts, tmp_path_factory):
     path = tmp_path_factory.mktemp("bank") / "parts.bank"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["sfrjax", "fit", str(parts / "nominal"), "--out", str(path), *SMALL])
-        cli.main()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    assert stop.value.code == 0
     return path
 
 
@@ -237,15 +239,6 @@ def test_an_output_that_cannot_be_written_is_named_before_the_work(capsys, parts
     status, _, err = run(capsys, "fit", parts / "nominal", "--out", tmp_path, *SMALL)
     assert status == 1
     assert "is a folder" in err
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_read_only_folder_is_named(capsys, parts, tmp_path):
-    tmp_path.chmod(0o500)
-    status, _, err = run(capsys, *fit_arguments(tmp_path, parts / "nominal"))
-    tmp_path.chmod(0o700)
-    assert status == 1
-    assert "cannot be written" in err
 
 
 def test_the_command_is_installed_and_starts_without_loading_jax():
