@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sfrjax.errors import SfrjaxError
     from sfrjax.pipeline import Prediction, evaluate, fit, localise, predict
     from sfrjax.pursuit import SparseCode, omp
+    from sfrjax.runs import demo
     from sfrjax.settings import PRESETS, Settings
     from sfrjax.version import __version__
 
@@ -24,6 +25,7 @@ _HOME = {
     "SfrjaxError": "errors",
     "SparseCode": "pursuit",
     "__version__": "version",
+    "demo": "runs",
     "evaluate": "pipeline",
     "fit": "pipeline",
     "load_backbone": "backbones",
@@ -43,6 +45,7 @@ __all__ = [
     "SfrjaxError",
     "SparseCode",
     "__version__",
+    "demo",
     "evaluate",
     "fit",
     "load_backbone",

@@ -77,42 +77,18 @@ def predict(
 ) -> None:
     """Localise anomalies: float32 maps at the original image size, overlays, scores."""
     from sfrjax.bank import load_bank
-    from sfrjax.datasets.images import list_images
-    from sfrjax.features import Skipped
-    from sfrjax.files import output_folder
-    from sfrjax.pipeline import predict as predict_images
-    from sfrjax.report import output_stems, overlay, write_map, write_picture, write_scores
+    from sfrjax.runs import predict_images
 
     loaded = load_bank(bank)
-    paths = list_images(images)
-    output_folder(out)
-    stems = dict(zip(paths, output_stems(paths), strict=True))
-    skipped: list[Skipped] = []
-    rows: list[dict[str, Any]] = []
-    options: dict[str, Any] = {"weights": weights, "batch_size": batch_size, "skipped": skipped, "progress": True}
-    for prediction in predict_images(loaded, paths, **options):
-        stem = stems[prediction.path]
-        map_path, picture_path = (out / "maps" / f"{stem}.tiff", out / "overlays" / f"{stem}.png")
-        write_map(map_path, prediction.anomaly_map)
-        write_picture(picture_path, overlay(prediction, loaded.threshold))
-        rows.append(
-            {
-                "image": str(prediction.path),
-                "score": prediction.score,
-                "anomalous": prediction.score > loaded.threshold,
-                "map": str(map_path.relative_to(out)),
-                "overlay": str(picture_path.relative_to(out)),
-            }
-        )
-    write_scores(out, rows, skipped, loaded)
-    n_anomalous = sum(row["anomalous"] for row in rows)
-    typer.echo(f"{len(rows)} images, {n_anomalous} above the threshold {loaded.threshold:.4g}")
-    typer.echo(
-        f"Scores: {out / 'scores.json'}, {out / 'scores.csv'}; maps: {out / 'maps'}; overlays: {out / 'overlays'}"
-    )
-    if skipped:
-        listing = "\n".join(f"  {reason}" for _, reason in skipped)
-        raise SfrjaxError(f"{len(skipped)} of {len(paths)} images could not be read and were skipped:\n{listing}")
+    run = predict_images(loaded, images, out, weights=weights, batch_size=batch_size, progress=True)
+    n_anomalous = sum(row["anomalous"] for row in run.rows)
+    typer.echo(f"{len(run.rows)} images, {n_anomalous} above the threshold {loaded.threshold:.4g}")
+    typer.echo(f"Scores: {out / 'scores.json'}, {out / 'scores.csv'}")
+    typer.echo(f"Maps: {out / 'maps'}; overlays: {out / 'overlays'}")
+    if run.skipped:
+        listing = "\n".join(f"  {reason}" for _, reason in run.skipped)
+        total = len(run.rows) + len(run.skipped)
+        raise SfrjaxError(f"{len(run.skipped)} of {total} images could not be read and were skipped:\n{listing}")
 
 
 @app.command()
@@ -140,7 +116,13 @@ def evaluate(
     if dataset not in PRESETS:
         raise SfrjaxError(f"--dataset {dataset}: give one of {', '.join(PRESETS)}")
     settings = _settings(PRESETS[dataset], backbone, levels, reference, sampling, mode, s_ref, s, eps, seed)
-    _evaluate(dataset, root, out, category, settings, weights, batch_size)
+    from sfrjax.report import print_metrics
+    from sfrjax.runs import evaluate_dataset
+
+    options: dict[str, Any] = {"weights": weights, "batch_size": batch_size, "progress": True}
+    run = evaluate_dataset(dataset, root, out, categories=category, settings=settings, **options)
+    print_metrics(run.metrics)
+    typer.echo(f"Results: {out / 'results.json'}; overlays: {out / 'overlays'}")
 
 
 @app.command()
@@ -149,66 +131,25 @@ def demo(
         "sfrjax-demo"
     ),
 ) -> None:
-    """Make an inspection data set, fit, localise the defects, and show how well it went."""
-    from sfrjax.datasets.demo import write_demo_set
-    from sfrjax.files import output_folder
+    """Draw an inspection data set, fit, localise the defects, and show how well it went."""
+    from sfrjax import runs
+    from sfrjax.report import print_metrics
 
-    output_folder(out)
-    typer.echo("Making a set of inspection images ...")
-    root = write_demo_set(out / "data")
-    pictures = _evaluate("mvtec", root, out, None, DEFAULTS, None, 8)
-    overview = _overview(pictures, out / "overview.png")
-    product = next(iter(pictures))
-    typer.echo(f"\nPictures: {overview} (a few of each product), {out / 'overlays'} (all)")
-    typer.echo("Left: the image, ground truth in green. Right: the anomaly map, a white line around what is anomalous.")
-    typer.echo(f"\nTry it: sfrjax fit {root / product / 'train'} --out {out / product}.bank")
-    typer.echo(f"        sfrjax predict {out / product}.bank {root / product / 'test'} --out {out / 'predicted'}")
-    typer.echo("Your own parts: sfrjax fit FOLDER_OF_GOOD_IMAGES --out my.bank, then sfrjax predict my.bank NEW_IMAGES")
-
-
-def _evaluate(
-    dataset: str,
-    root: Path,
-    out: Path,
-    categories: list[str] | None,
-    settings: Settings,
-    weights: Path | None,
-    batch_size: int,
-) -> dict[str, list[Path]]:
-    """Evaluate, print the table, write results.json and overlays; the overlays' paths by category."""
-    from sfrjax.backbones import load_backbone
-    from sfrjax.datasets import load_dataset
-    from sfrjax.files import output_folder
-    from sfrjax.pipeline import evaluate as evaluate_category
-    from sfrjax.report import evaluation_results, print_metrics, write_evaluation_pictures, write_json
-
-    loaded = load_dataset(dataset, root, categories)
-    output_folder(out)
-    network = load_backbone(settings.backbone, levels=settings.feature_levels, weights=weights)
-    metrics, pictures = {}, {}
-    for category in loaded:
-        typer.echo(f"{category.name}: {len(category.train)} nominal images, {len(category.test)} test images", err=True)
-        evaluation = evaluate_category(category, settings, backbone=network, batch_size=batch_size, progress=True)
-        metrics[category.name] = evaluation.metrics
-        pictures[category.name] = write_evaluation_pictures(evaluation, out / "overlays" / category.name)
-    print_metrics(metrics)
-    identity = {"weights_name": network.weights_name, "weights_sha256": network.weights_sha256}
-    write_json(out / "results.json", evaluation_results(metrics, settings=settings, dataset=dataset, **identity))
-    typer.echo(f"Results: {out / 'results.json'}; overlays: {out / 'overlays'}")
-    return pictures
-
-
-def _overview(pictures: dict[str, list[Path]], path: Path) -> Path:
-    """A contact sheet with one picture per kind of defect and product."""
-    from sfrjax.report import contact_sheet, write_picture
-
-    chosen: dict[tuple[str, str], Path] = {}
-    for product, paths in pictures.items():
-        for picture in paths:
-            chosen.setdefault((product, picture.stem.rsplit("_", 1)[0]), picture)
-    captions = [(f"{product}: {defect}", picture) for (product, defect), picture in chosen.items()]
-    write_picture(path, contact_sheet(captions, columns=3))
-    return path
+    typer.echo("Drawing a set of inspection images, then fitting and predicting each product ...")
+    run = runs.demo(out, progress=True)
+    print_metrics(run.metrics)
+    product, data = next(iter(run.metrics)), out / "data"
+    typer.echo(f"Pictures: {out / 'overview.png'} (one of each kind), {out / 'overlays'} (all)")
+    typer.echo(
+        "  left: the image, ground truth in green; right: the anomaly map, a white line around what is anomalous"
+    )
+    typer.echo(f"Metrics: {out / 'results.json'}")
+    typer.echo("\nNext, by hand:")
+    typer.echo(f"  sfrjax fit {data / product / 'train'} --out {out / product}.bank")
+    typer.echo(f"  sfrjax predict {out / product}.bank {data / product / 'test'} --out {out / 'predicted'}")
+    typer.echo("With your own images:")
+    typer.echo("  sfrjax fit FOLDER_OF_GOOD_IMAGES --out my.bank")
+    typer.echo("  sfrjax predict my.bank FOLDER_OF_NEW_IMAGES --out results")
 
 
 def _settings(

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.ndimage import binary_erosion
 
+from sfrjax.backbones import Backbone
 from sfrjax.bank import Bank
 from sfrjax.datasets.images import open_rgb
 from sfrjax.features import Skipped
@@ -35,15 +36,15 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def evaluation_results(
-    metrics: dict[str, Metrics], *, settings: Settings, dataset: str, weights_name: str, weights_sha256: str
+    metrics: dict[str, Metrics], settings: Settings, dataset: str, backbone: Backbone
 ) -> dict[str, Any]:
     """The content of results.json: metrics by category and their means, with what they were measured with."""
     return {
         "categories": {name: m._asdict() for name, m in metrics.items()},
         "mean": mean_metrics(list(metrics.values()))._asdict(),
         "settings": {"dataset": dataset, "method": "sfr", **settings.to_dict()},
-        "weights_name": weights_name,
-        "weights_sha256": weights_sha256,
+        "weights_name": backbone.weights_name,
+        "weights_sha256": backbone.weights_sha256,
         "version": __version__,
     }
 

@@ -1,0 +1,127 @@
+"""Whole runs: the pipeline's results written into a folder. The command line prints what these return."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sfrjax.backbones import load_backbone
+from sfrjax.bank import Bank
+from sfrjax.datasets import load_dataset
+from sfrjax.datasets.demo import write_demo_set
+from sfrjax.datasets.images import list_images
+from sfrjax.features import Skipped
+from sfrjax.files import output_folder
+from sfrjax.pipeline import BATCH_SIZE, Metrics, evaluate, predict
+from sfrjax.report import (
+    contact_sheet,
+    evaluation_results,
+    output_stems,
+    overlay,
+    write_evaluation_pictures,
+    write_json,
+    write_map,
+    write_picture,
+    write_scores,
+)
+from sfrjax.settings import Settings
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """metrics by category, and the overlays written for each."""
+
+    metrics: dict[str, Metrics]
+    pictures: dict[str, list[Path]]
+
+
+@dataclass(frozen=True)
+class PredictionRun:
+    """What scores.json lists: a row per image, and the images left out."""
+
+    rows: list[dict[str, Any]]
+    skipped: list[Skipped]
+
+
+def evaluate_dataset(
+    dataset: str,
+    root: str | Path,
+    out: str | Path,
+    *,
+    categories: Sequence[str] | None = None,
+    settings: Settings,
+    weights: str | Path | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: bool = False,
+) -> EvaluationRun:
+    """Evaluate categories one after the other; write out/results.json and out/overlays/<category>/.
+
+    Raises:
+        SfrjaxError: as `load_dataset` and `pipeline.evaluate`, or `out` cannot be written.
+    """
+    out = Path(out)
+    loaded = load_dataset(dataset, root, categories)
+    output_folder(out)
+    backbone = load_backbone(settings.backbone, levels=settings.feature_levels, weights=weights)
+    run = EvaluationRun({}, {})
+    for category in loaded:
+        evaluation = evaluate(category, settings, backbone=backbone, batch_size=batch_size, progress=progress)
+        run.metrics[category.name] = evaluation.metrics
+        run.pictures[category.name] = write_evaluation_pictures(evaluation, out / "overlays" / category.name)
+    write_json(out / "results.json", evaluation_results(run.metrics, settings, dataset, backbone))
+    return run
+
+
+def predict_images(
+    bank: Bank,
+    images: Sequence[str | Path] | str | Path,
+    out: str | Path,
+    *,
+    weights: str | Path | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: bool = False,
+) -> PredictionRun:
+    """Predict images; write out/scores.json, out/scores.csv, out/maps/*.tiff and out/overlays/*.png.
+
+    Raises:
+        SfrjaxError: as `pipeline.predict`, or `out` cannot be written. Unreadable images are skipped, not raised.
+    """
+    out = output_folder(Path(out))
+    paths = list_images(images)
+    stems = dict(zip(paths, output_stems(paths), strict=True))
+    run = PredictionRun([], [])
+    options: dict[str, Any] = {"weights": weights, "batch_size": batch_size, "progress": progress}
+    for prediction in predict(bank, paths, skipped=run.skipped, **options):
+        map_path = Path("maps", f"{stems[prediction.path]}.tiff")
+        overlay_path = Path("overlays", f"{stems[prediction.path]}.png")
+        write_map(out / map_path, prediction.anomaly_map)
+        write_picture(out / overlay_path, overlay(prediction, bank.threshold))
+        run.rows.append(
+            {
+                "image": str(prediction.path),
+                "score": prediction.score,
+                "anomalous": prediction.score > bank.threshold,
+                "map": map_path.as_posix(),
+                "overlay": overlay_path.as_posix(),
+            }
+        )
+    write_scores(out, run.rows, run.skipped, bank)
+    return run
+
+
+def demo(out: str | Path = "sfrjax-demo", *, progress: bool = False) -> EvaluationRun:
+    """Draw an inspection set in out/data, evaluate it with the default settings, and write out/overview.png.
+
+    Raises:
+        SfrjaxError: `out` cannot be written.
+    """
+    out = output_folder(Path(out))
+    root = write_demo_set(out / "data")
+    run = evaluate_dataset("mvtec", root, out, settings=Settings(), progress=progress)
+    # The first picture of each kind of defect of each product.
+    chosen: dict[str, Path] = {}
+    for product, paths in run.pictures.items():
+        for path in paths:
+            chosen.setdefault(f"{product}: {path.stem.rpartition('_')[0]}", path)
+    write_picture(out / "overview.png", contact_sheet(list(chosen.items()), columns=3))
+    return run
