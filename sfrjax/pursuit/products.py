@@ -1,15 +1,17 @@
 """The few operations that touch the atoms themselves: Gram matrix, correlations, and `y - X_S c`.
 
-Everything else works in N dimensions. These are bound by memory bandwidth, so their orientation decides their speed
-(measured in DESIGN section 4, and again in benchmarks/omp.py).
+Everything else works in N dimensions. These are bound by memory bandwidth, so their orientation decides their speed.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from sfrjax.pursuit.code import SparseCode
+
+# Float32 products are tf32 or bfloat16 by default on accelerators, and a greedy choice amplifies that.
 HIGHEST = lax.Precision.HIGHEST
-# Float32 matmul is tf32 or bf16 by default on accelerators, and a greedy argmax amplifies that.
+LONG = 1 << 15  # from this many entries on, one signal's row chain keeps all cores busy
 
 
 def compute_dtype(*arrays: jax.Array) -> jnp.dtype:
@@ -17,37 +19,79 @@ def compute_dtype(*arrays: jax.Array) -> jnp.dtype:
     return jnp.dtype(jnp.float64) if any(a.dtype == jnp.float64 for a in arrays) else jnp.dtype(jnp.float32)
 
 
-def shared_gram(atoms: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """`X X^T` `[N, N]` of atoms `[N, D]`, or `[P, N, N]` of `[P, N, D]`."""
+def gram_matrix(atoms: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`X X^T` `[..., N, N]` of atoms `[..., N, D]`."""
     atoms = atoms.astype(dtype)
-    return jnp.einsum("...nd,...md->...nm", atoms, atoms, precision=HIGHEST, preferred_element_type=dtype)
+    return jnp.einsum("...nd,...md->...nm", atoms, atoms, precision=HIGHEST)
 
 
 def shared_correlations(atoms: jax.Array, signals: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """`Y X^T` `[B, N]` for atoms `[N, D]` and signals `[B, D]`, reading the atoms once."""
     batch, width = signals.shape
+    atoms, signals = atoms.astype(dtype), signals.astype(dtype)
     if batch == 1 and width % 16 == 0:
-        # A matrix-vector product on a CPU runs on one core; this contraction is split over all and stays at memory speed.
-        y = signals.astype(dtype).reshape(width // 16, 16)
-        x = atoms.reshape(atoms.shape[0], width // 16, 16).astype(dtype)
-        return jnp.einsum("nck,ck->n", x, y, precision=HIGHEST)[None]
-    product = lax.dot_general(atoms.astype(dtype), signals.astype(dtype).T, (((1,), (0,)), ((), ())), precision=HIGHEST)
-    # Without the barrier XLA folds the transpose into the product and picks an orientation that is ten times slower.
+        # A matrix-vector product on a CPU runs on one core; this contraction is split over all, at memory speed.
+        x = atoms.reshape(atoms.shape[0], width // 16, 16)
+        return jnp.einsum("nck,ck->n", x, signals.reshape(width // 16, 16), precision=HIGHEST)[None]
+    product = jnp.dot(atoms, signals.T, precision=HIGHEST)
+    # Without the barrier XLA folds the transpose into the product and picks an orientation ten times slower.
     return lax.optimization_barrier(product).T
 
 
 def own_correlations(atoms: jax.Array, signals: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """`X_p y_lp` `[P, L, N]` for atoms `[P, N, D]` and signals `[P, L, D]`."""
+    """`X_p y_pl` `[P, L, N]` for atoms `[P, N, D]` and signals `[P, L, D]`."""
     return jnp.einsum("pnd,pld->pln", atoms.astype(dtype), signals.astype(dtype), precision=HIGHEST)
 
 
-def subtract_rows(atoms: jax.Array, signal: jax.Array, support: jax.Array, coef: jax.Array) -> jax.Array:
-    """`y - sum_i c_i X[S_i]` `[D]` for one signal `[D]`, atoms `[N, D]`, support and coef `[s]`.
+def gather_atoms(atoms: jax.Array, index: jax.Array, used: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Atoms `[..., s, D]` at `index` `[..., s]` of `[T, D]`, zero where not `used`."""
+    return jnp.where(used[..., None], atoms[jnp.where(used, index, 0)].astype(dtype), 0)
 
-    Unrolled, so that XLA fuses the chain into one pass over the s rows; a gather would copy them first.
+
+def residual(dictionary: jax.Array, signals: jax.Array, code: SparseCode) -> jax.Array:
+    """`y - X_S c` `[..., D]` for dictionary `[N, D]` or `[P, N, D]` and signals `[..., D]` as given to `omp`.
+
+    Reads s rows per signal and writes the result, in one fused pass. float32, or float64 if an argument is. Raises
+    ValueError for a code with a path (take one row of it: `code._replace(coef=code.coef[..., k - 1, :])`).
     """
-    out = signal
-    for i in range(support.shape[0]):
-        row = lax.dynamic_index_in_dim(atoms, jnp.maximum(support[i], 0), 0, keepdims=False)
-        out = out - coef[i] * row.astype(signal.dtype)
-    return out
+    dictionary, signals = jnp.asarray(dictionary), jnp.asarray(signals)
+    if code.coef.shape != code.support.shape:
+        raise ValueError("this code holds a whole path; take one row: code._replace(coef=code.coef[..., k - 1, :])")
+    if signals.shape != (*code.support.shape[:-1], dictionary.shape[-1]):
+        expected = (*code.support.shape[:-1], dictionary.shape[-1])
+        raise ValueError(f"signals must have shape {expected}, as this code and dictionary have; got {signals.shape}")
+    return _residual(dictionary, signals, code.support, code.coef)
+
+
+@jax.jit
+def _residual(dictionary: jax.Array, signals: jax.Array, support: jax.Array, coef: jax.Array) -> jax.Array:
+    dtype = compute_dtype(dictionary, signals)
+    width = dictionary.shape[-1]
+    index = jnp.maximum(support, 0)
+    if dictionary.ndim == 3:
+        index = index + jnp.arange(dictionary.shape[0])[:, None] * dictionary.shape[1]
+    table = dictionary.reshape(-1, width)
+    s = support.shape[-1]
+    flat = (signals.astype(dtype).reshape(-1, width), index.reshape(-1, s), coef.astype(dtype).reshape(-1, s))
+    # Unrolled: XLA fuses the chain into one pass over the rows, where a gather would copy them first. A sum to the norm
+    # inside the same fusion would undo that.
+    if width >= LONG:
+        out = jnp.stack([_subtract_rows(table, *(a[i] for a in flat)) for i in range(flat[0].shape[0])])
+        return out.reshape(signals.shape)
+    out, index, coef = flat
+    for i in range(s):
+        out = out - coef[:, i, None] * table[index[:, i]].astype(dtype)
+    return out.reshape(signals.shape)
+
+
+def _subtract_rows(atoms: jax.Array, signal: jax.Array, index: jax.Array, coef: jax.Array) -> jax.Array:
+    for i in range(index.shape[0]):
+        signal = signal - coef[i] * lax.dynamic_index_in_dim(atoms, index[i], 0, keepdims=False).astype(signal.dtype)
+    return signal
+
+
+def reconstruct(dictionary: jax.Array, code: SparseCode) -> jax.Array:
+    """`X_S c` `[..., D]`, the approximation that the code stands for; shapes and errors as `residual`."""
+    dictionary = jnp.asarray(dictionary)
+    shape = (*code.support.shape[:-1], dictionary.shape[-1])
+    return -residual(dictionary, jnp.zeros(shape, compute_dtype(dictionary, code.coef)), code)

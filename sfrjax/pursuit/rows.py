@@ -1,134 +1,74 @@
-"""OMP in Gram space on orthonormalised rows: no separate factor, no triangular solve.
+"""OMP in Gram space on orthonormalised rows.
 
-How it differs from the textbook (select, least squares, new residual):
+How it differs from the textbook (choose, least squares, new residual):
 
-1. No residual vector: only its correlations `alpha = X e` `[N]` are kept. Each new atom contributes one orthonormal
-   direction q_k; its row `r_k = X q_k` follows from the Gram row by Gram-Schmidt, `r_k = (G[j] - sum_i r_i[j] r_i) / d`,
-   and `alpha <- alpha - z r_k` with `z = alpha[j] / d`.
-2. No least squares: the rows carry s more columns that start as the identity, so that the same update builds the
-   inverse Cholesky factor, and the tail of `alpha` is the coefficient vector (negated).
-3. `h = G_jj - sum_k r_k[j]^2`, the squared distance of every atom to the span of the support, decides which atoms are
-   still eligible. It is the pivot of each atom, known before the choice: duplicates and dependent atoms are never chosen, so
-   there is no failed factorisation to recover from. Its threshold is relative to G_jj.
-4. Signals have unit norm here (the caller scales), so rounding level is a number: an atom whose correlation with the
-   residual is below it is not chosen, which ends the pursuit at exact recovery.
-5. s iterations always; a finished signal is masked.
+1. No residual vector: only its correlations `alpha = X e` `[N]` are kept. Each new atom adds one orthonormal direction
+   q_k, whose row `r_k = X q_k` comes from the Gram row by Gram-Schmidt, `r_k = (G[j] - sum_i r_i[j] r_i) / d`; then
+   `alpha <- alpha - z r_k` with `z = alpha[j] / d`.
+2. No least squares while choosing: the kept rows contain the triangular factor of the support, and one back
+   substitution at the end gives the coefficients.
+3. `h = G_jj - sum_k r_k[j]^2` is every atom's squared distance to the span of the support, its pivot, known before
+   the choice. Atoms in the span (duplicates, and the support itself) are not eligible, so that no factorisation
+   can fail.
+4. Signals have unit norm, so that rounding level is a number: atoms that correlate with the residual less than that
+   are not eligible, which ends the pursuit at exact recovery.
+5. Always s iterations. A finished signal chooses nothing and changes nothing: no flag is kept for it.
+6. The s kept rows grow in two stages, so that the first half of the iterations does half the work.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sfrjax.pursuit.code import Status
 from sfrjax.pursuit.products import HIGHEST
-
-
-class Problem(NamedTuple):
-    """A block of b pursuits in Gram space. N atoms each; signals scaled to unit norm.
-
-    rows: `[T, N]` Gram rows of one dictionary, or of several one after the other; signal i uses rows `first[i] + j`.
-    diag: `[b, N]` or `[1, N]`, squared norms of the atoms.
-    correlations: `[b, N]`.
-    weights: `[b, N]`, `[1, N]` or None, factors on the correlations for selection (1 / norm with `unit_norm`).
-    allowed: bool `[b, N]` or None, which atoms may be chosen.
-    tol: `[b]`, residual norm at which to stop, relative to the signal's.
-    alive: bool `[b]`, False for a signal whose pursuit must not start; `status` says why not.
-    status: int32 `[b]`.
-    """
-
-    rows: jax.Array
-    first: jax.Array
-    diag: jax.Array
-    correlations: jax.Array
-    weights: jax.Array | None
-    allowed: jax.Array | None
-    tol: jax.Array
-    alive: jax.Array
-    status: jax.Array
-
-
-class Solution(NamedTuple):
-    """Of b pursuits: support int32 `[b, s]`; coef `[b, s]` (path: `[b, s, s]`); sq_norm `[b]` (path: `[b, s]`), the
-    running squared residual norm, relative to the signal's and with an absolute error of some eps; alive, status `[b]`;
-    inverse_factor `[b, s, s]`, row k the k-th orthonormal direction in terms of the support.
-    """
-
-    support: jax.Array
-    coef: jax.Array
-    sq_norm: jax.Array
-    status: jax.Array
-    inverse_factor: jax.Array
-
-
-def choose(
-    alpha: jax.Array, eligible: jax.Array, floor: jax.Array, weights: jax.Array | None, selection: str
-) -> tuple[jax.Array, jax.Array]:
-    """The best atom `[b]` and whether there is one `[b]`; `floor` is the squared correlation at rounding level."""
-    above = eligible & (alpha * alpha > floor)
-    score = alpha if weights is None else alpha * weights
-    if selection == "absolute":
-        score = jnp.where(above, jnp.abs(score), -jnp.inf)
-        found = jnp.any(above, -1)
-    else:
-        # The signed rule may choose an atom that correlates negatively or hardly, as long as some atom still helps.
-        score = jnp.where(eligible, score, -jnp.inf)
-        found = jnp.any(above, -1)
-    return jnp.argmax(score, -1).astype(jnp.int32), found
+from sfrjax.pursuit.step import DEPENDENT, Problem, Solution, at, choose, correlation_floor, finish, put
 
 
 def pursue(problem: Problem, *, n_nonzero_coefs: int, selection: str, path: bool) -> Solution:
-    """Solve one block; see the module's docstring."""
+    """Solve one block; storage s x N per signal."""
     s = n_nonzero_coefs
     b, n = problem.correlations.shape
     dtype = problem.correlations.dtype
-    eps = float(jnp.finfo(dtype).eps)
-    threshold = 16 * eps * problem.diag
-    floor = (8 * eps) ** 2 * problem.diag
-    allowed = jnp.ones((b, n), bool) if problem.allowed is None else problem.allowed
+    least_height = DEPENDENT * float(jnp.finfo(dtype).eps) * problem.diag
+    floor = correlation_floor(problem.diag, problem.allowed)
 
     def step(k: jax.Array, state: tuple) -> tuple:
-        rows, alpha, height, sq, support, alive, status, coefs, sqs = state
-        j, found = choose(alpha[:, :n], (height > threshold) & allowed, floor, problem.weights, selection)
-        gram_row = problem.rows[problem.first + j]
-        pivot = jnp.take_along_axis(height, j[:, None], 1)
-        status = jnp.where(alive & ~found, Status.EXHAUSTED, status)
-        alive = alive & found
-        inverse = jnp.where(alive[:, None], lax.rsqrt(jnp.maximum(pivot, jnp.finfo(dtype).tiny)), 0)
+        rows, alpha, height, sq, support, zs, sqs = state
+        eligible = (height > least_height) & (alpha * alpha > floor)
+        j, found = choose(alpha, eligible, problem.weights, selection)
+        going = found & (sq > problem.sq_tol)
+        inverse = jnp.where(going, lax.rsqrt(jnp.where(going, at(height, j), 1)), 0)
+        z = at(alpha, j) * inverse
+        known = jnp.einsum("bs,bsn->bn", at(rows, j), rows, precision=HIGHEST)
+        row = (problem.rows[problem.first + j] - known) * inverse[:, None]
+        row = lax.optimization_barrier(row)
+        sq = jnp.maximum(sq - z * z, 0)
+        return (
+            put(rows, row, k, 1),
+            alpha - z[:, None] * row,
+            height - row * row,
+            sq,
+            put(support, jnp.where(going, j, -1), k, 0),
+            put(zs, z, k, 0),
+            put(sqs, sq, k, 0),
+        )
 
-        earlier = jnp.take_along_axis(rows, j[:, None, None], 2)[:, :, 0]
-        unit = jnp.broadcast_to((jnp.arange(s) == k).astype(dtype), (b, s))
-        row = jnp.concatenate([gram_row, unit], 1)
-        row = (row - jnp.einsum("bs,bsn->bn", earlier, rows, precision=HIGHEST)) * inverse
-        z = jnp.take_along_axis(alpha, j[:, None], 1) * inverse
-        rows = lax.dynamic_update_index_in_dim(rows, row, k, 1)
-        alpha = alpha - z * row
-        height = height - row[:, :n] ** 2
-        sq = jnp.maximum(sq - z[:, 0] ** 2, 0)
-        support = support.at[:, k].set(jnp.where(alive, j, -1))
-        reached = alive & (sq <= problem.tol**2)
-        status = jnp.where(reached, Status.TOLERANCE, status)
-        if path:
-            coefs = lax.dynamic_update_index_in_dim(coefs, -alpha[:, n:], k, 1)
-            sqs = lax.dynamic_update_index_in_dim(sqs, sq, k, 1)
-        return rows, alpha, height, sq, support, alive & ~reached, status, coefs, sqs
-
-    state = (
-        jnp.zeros((b, s, n + s), dtype),
-        jnp.concatenate([problem.correlations, jnp.zeros((b, s), dtype)], 1),
+    state: tuple = (
+        jnp.zeros((b, 0, n), dtype),
+        problem.correlations,
         jnp.broadcast_to(problem.diag, (b, n)),
         jnp.ones(b, dtype),
-        jnp.full((b, s), -1, jnp.int32),
-        problem.alive,
-        problem.status,
-        jnp.zeros((b, s, s) if path else (0,), dtype),
-        jnp.zeros((b, s) if path else (0,), dtype),
+        jnp.full((s, b), -1, jnp.int32),
+        jnp.zeros((s, b), dtype),
+        jnp.zeros((s, b), dtype),
     )
-    rows, alpha, _, sq, support, _, status, coefs, sqs = lax.fori_loop(0, s, step, state)
-    if not path:
-        coefs, sqs = -alpha[:, n:], sq
-    # NaN never wins a comparison, so it would only make atoms unavailable: look for it once, at the end.
-    broken = ~jnp.all(jnp.isfinite(alpha[:, :n]) | ~allowed, -1) | ~jnp.all(jnp.isfinite(alpha[:, n:]), -1)
-    status = jnp.where(broken, Status.BREAKDOWN, status)
-    return Solution(support, coefs, sqs, status, rows[:, :, n:])
+    for start, stop in ((0, (s + 1) // 2), ((s + 1) // 2, s)):
+        rows = jnp.pad(state[0], ((0, 0), (0, stop - start), (0, 0)))
+        state = lax.fori_loop(start, stop, step, (rows, *state[1:]))
+    rows, alpha, _, sq, support, zs, sqs = state
+    support = support.T
+    directions = jnp.take_along_axis(rows, jnp.maximum(support, 0)[:, None, :], 2)
+    solution = finish(directions, zs.T, support, sqs.T if path else sq, path)
+    # NaN never wins a comparison, it only makes atoms unavailable: look for it once, at the end.
+    finite = jnp.isfinite(alpha) if problem.allowed is None else jnp.isfinite(alpha) | ~problem.allowed
+    return solution._replace(broken=solution.broken | ~jnp.all(finite, -1))

@@ -1,15 +1,52 @@
-"""`omp`: the checks, the preparation shared by all algorithms, and the choice between them."""
+"""`omp`: preparation shared by all algorithms, the choice between them, and the code made of their solution."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.scipy.linalg import cho_solve
 
-from sfrjax.pursuit import products, rows
+from sfrjax.pursuit import gram as gram_form
+from sfrjax.pursuit import nonnegative, residual_form, rows
+from sfrjax.pursuit.blocks import map_blocks
+from sfrjax.pursuit.check import check_arrays, check_options, is_concrete
 from sfrjax.pursuit.code import SparseCode, Status
+from sfrjax.pursuit.derivative import code_tangents
+from sfrjax.pursuit.products import (
+    HIGHEST,
+    compute_dtype,
+    gather_atoms,
+    gram_matrix,
+    own_correlations,
+    shared_correlations,
+)
+from sfrjax.pursuit.step import ROUNDING, Problem, Solution
 
-SELECTIONS = ("absolute", "signed")
+UNRESOLVED = 1e5  # in eps: squared residual norms below this share of the signal's are recomputed from the residual
+STORED_ROWS = 1 << 28  # most numbers that `rows` may keep at once where there is no blocking (1 GiB in float32)
+
+
+class Options(NamedTuple):
+    """The static part of a call."""
+
+    n_nonzero_coefs: int
+    selection: str
+    unit_norm: bool
+    path: bool
+    algorithm: str | None
+
+
+class Extras(NamedTuple):
+    """What a call may bring along; see `omp`."""
+
+    tol: jax.Array | None
+    rtol: jax.Array | None
+    gram: jax.Array | None
+    correlations: jax.Array | None
+    candidates: jax.Array | None
 
 
 def omp(
@@ -17,8 +54,8 @@ def omp(
     signals: jax.Array,
     *,
     n_nonzero_coefs: int,
-    tol: float | None = None,
-    rtol: float | None = None,
+    tol: float | jax.Array | None = None,
+    rtol: float | jax.Array | None = None,
     selection: str = "absolute",
     unit_norm: bool = False,
     gram: jax.Array | None = None,
@@ -27,205 +64,376 @@ def omp(
     path: bool = False,
     algorithm: str | None = None,
 ) -> SparseCode:
-    """Orthogonal matching pursuit: approximate each signal by at most `n_nonzero_coefs` atoms.
+    """Orthogonal matching pursuit: code each signal as a combination of at most `n_nonzero_coefs` atoms.
 
-    dictionary: `[N, D]`, atoms are rows, shared by all signals `[..., D]`; or `[P, N, D]`, one dictionary for each
-        position of signals `[..., P, D]`.
+    Repeats, for each signal y: choose the atom that correlates best with the residual, solve least squares on all chosen
+    atoms, form the new residual; until `n_nonzero_coefs` atoms are in use or the residual is within tolerance
+    (Pati, Rezaiifar and Krishnaprasad 1993; with selection="signed" Algorithm 1 of SFR, arXiv 2309.13904).
+
+    Args:
+        dictionary: `[N, D]`, atoms are rows, shared by all signals; or `[P, N, D]`, one dictionary for each of P positions.
+            float32, float64, or float16 / bfloat16 (accumulated in float32). Atoms need not be normalised.
+        signals: `[..., D]`, or `[..., P, D]` for P dictionaries; leading axes are batch axes and may be empty.
+        n_nonzero_coefs: most atoms per signal; may exceed N or D.
+        tol: stop once `||y - X_S c||_2 <= tol` (absolute). A scalar or an array over the batch.
+        rtol: stop once `||y - X_S c||_2 <= rtol ||y||_2`; with both, whichever comes first.
+        selection: "absolute" chooses the largest `|x_j . e|` (standard OMP), "signed" the largest `x_j . e` (SFR, Eq. 3),
+            "non-negative" the largest positive one, with coefficients kept non-negative.
+        unit_norm: choose as if all atoms had norm 1. Coefficients remain those of the atoms as given.
+        gram: `[N, N]` or `[P, N, N]`, `X X^T` computed beforehand; worth it when a dictionary is used more than once.
+        correlations: `[..., N]`, `X y` computed beforehand.
+        candidates: int32 `[..., K]`, broadcastable over the batch: the atoms each signal may use, -1 in unused slots. Without
+            `gram` only these atoms are read.
+        path: also return the codes with 1, 2, ... atoms (see `SparseCode`).
+        algorithm: "rows", "gram" or "residual"; None chooses by shape (docs/omp.md). They agree up to rounding.
+
+    Returns:
+        A `SparseCode`. Computation and results are in float32, or in float64 if dictionary or signals are.
+
+    Differentiable in dictionary and signals, forwards and backwards, with the support held fixed; `gram` and `correlations`
+    are taken for functions of them. Works under jit and vmap. A signal with NaN or infinity gets status BREAKDOWN, on its own.
+
+    Raises:
+        ValueError: shapes that do not fit, candidates out of range, NaN or infinity in the dictionary (under jit, where
+            nothing can be raised, the status BREAKDOWN of every signal that may use that atom).
+        TypeError: arrays that are not floating point, an `n_nonzero_coefs` that is not an int.
     """
-    if selection not in SELECTIONS:
-        raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}; got {selection!r}")
-    if n_nonzero_coefs < 1:
-        raise ValueError(f"n_nonzero_coefs must be at least 1; got {n_nonzero_coefs}")
+    check_options(n_nonzero_coefs, selection, algorithm, path)
     dictionary, signals = jnp.asarray(dictionary), jnp.asarray(signals)
-    gram, correlations, candidates = (None if a is None else jnp.asarray(a) for a in (gram, correlations, candidates))
-    code, sane = _solve(
-        dictionary,
-        signals,
-        tol,
-        rtol,
-        gram,
-        correlations,
-        candidates,
-        n_nonzero_coefs=n_nonzero_coefs,
-        selection=selection,
-        unit_norm=unit_norm,
-        path=path,
-    )
-    if not isinstance(sane, jax.core.Tracer) and not sane:
+    given = (None if a is None else jnp.asarray(a) for a in (tol, rtol, gram, correlations, candidates))
+    extras = Extras(*given)
+    check_arrays(dictionary, signals, *extras[2:])
+    options = Options(int(n_nonzero_coefs), selection, bool(unit_norm), bool(path), algorithm)
+    code, sane = _solve(options, dictionary, signals, extras)
+    if is_concrete(sane) and not sane:
         raise ValueError(
-            "the dictionary (or the given gram or correlations) contains NaN or infinity; remove those atoms"
+            "the dictionary (or the gram or correlations given with it) contains NaN or infinity: no code using it would "
+            "mean anything; remove or repair those atoms"
         )
     return code
 
 
-@partial(jax.jit, static_argnames=("n_nonzero_coefs", "selection", "unit_norm", "path"))
-def _solve(
-    dictionary, signals, tol, rtol, gram, correlations, candidates, *, n_nonzero_coefs, selection, unit_norm, path
-):
-    dtype = products.compute_dtype(dictionary, signals)
-    own = dictionary.ndim == 3
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _code(
+    options: Options, dictionary: jax.Array, signals: jax.Array, extras: Extras
+) -> tuple[SparseCode, jax.Array]:
+    """The code, and whether every breakdown is explained by the signal itself."""
+    dtype = compute_dtype(dictionary, signals)
     n, d = dictionary.shape[-2:]
+    p = dictionary.shape[0] if dictionary.ndim == 3 else 1
     batch = signals.shape[:-1]
-    p = dictionary.shape[0] if own else 1
 
-    def flat(a):  # [..., (P,) m] -> [P * L, m], position-major, so that a block of signals shares few dictionaries
+    def flat(a: jax.Array) -> jax.Array:
+        """`[..., (P,) m]` to `[P * L, m]`, position-major: neighbouring signals share a dictionary."""
         a = jnp.broadcast_to(a, (*batch, a.shape[-1]))
-        a = a.reshape(-1, p, a.shape[-1])
-        return a.swapaxes(0, 1).reshape(-1, a.shape[-1])
+        return a.reshape(int(np.prod(batch)) // p, p, a.shape[-1]).swapaxes(0, 1).reshape(-1, a.shape[-1])
 
-    def unflat(a):
+    def unflat(a: jax.Array) -> jax.Array:
         rest = a.shape[1:]
-        return a.reshape(p, -1, *rest).swapaxes(0, 1).reshape(*batch, *rest)
+        return a.reshape(p, a.shape[0] // p, *rest).swapaxes(0, 1).reshape(*batch, *rest)
 
     y = flat(signals).astype(dtype)
     b = y.shape[0]
-    norm = jnp.sqrt(jnp.sum(y * y, -1))
-    first = jnp.repeat(jnp.arange(p, dtype=jnp.int32), b // p) * n
-    atoms = dictionary.reshape(-1, d)
-
-    cand = None if candidates is None else flat(candidates).astype(jnp.int32)
-    if cand is not None:
-        cand = jnp.where((cand < 0) | (cand >= n), -1, cand)
-    if gram is None and cand is None:
-        gram = products.shared_gram(dictionary, dtype)
-    if gram is not None:
-        gram = gram.astype(dtype)
-        diag = jnp.diagonal(gram, axis1=-2, axis2=-1).reshape(p, n)
-        gram = gram.reshape(-1, n)
-    if correlations is not None:
-        corr = flat(correlations).astype(dtype)
-    elif not own:
-        corr = products.shared_correlations(dictionary, y, dtype)
-    elif cand is None:
-        corr = products.own_correlations(dictionary, y.reshape(p, -1, d), dtype).reshape(b, n)
-    else:
-        corr = None  # only of the candidates, block by block
-
+    norm = _norms(y)
     limit = jnp.zeros(b, dtype)
-    if tol is not None:
-        limit = jnp.maximum(limit, jnp.asarray(tol, dtype))
-    if rtol is not None:
-        limit = jnp.maximum(limit, jnp.asarray(rtol, dtype) * norm)
-    safe = jnp.where(norm > 0, norm, 1)
-    alive = ~(norm <= limit)
-    s = min(n_nonzero_coefs, n if cand is None else cand.shape[-1], d)
-
-    def solve_block(block):
-        first, y, corr, cand, safe, limit, alive = block
-        bb = first.shape[0]
-        if cand is None:
-            table, origin, allowed = gram, first, None
-            dg = diag if p == 1 else diag[first // n]
-        else:
-            allowed = cand >= 0
-            index = first[:, None] + jnp.maximum(cand, 0)
-            origin = jnp.arange(bb, dtype=jnp.int32) * cand.shape[-1]
-            if gram is not None:
-                local = gram[index[:, :, None], jnp.maximum(cand, 0)[:, None, :]]
-            chosen = atoms[index].astype(dtype) if gram is None or corr is None else None
-            if gram is None:
-                local = products.shared_gram(chosen, dtype)
-            corr = (
-                jnp.take_along_axis(corr, jnp.maximum(cand, 0), 1)
-                if corr is not None
-                else products.own_correlations(chosen, y[:, None], dtype)[:, 0]
-            )
-            dg = jnp.diagonal(local, axis1=-2, axis2=-1)
-            table = local.reshape(-1, local.shape[-1])
-        weights = lax.rsqrt(dg) if unit_norm else None
-        problem = rows.Problem(
-            table,
-            origin,
-            dg,
-            corr / safe[:, None],
-            weights,
-            allowed,
-            limit / safe,
-            alive,
-            jnp.where(alive, Status.SPARSITY, Status.TOLERANCE).astype(jnp.int32),
-        )
-        solution = rows.pursue(problem, n_nonzero_coefs=s, selection=selection, path=path)
-        if cand is not None:
-            local = jnp.take_along_axis(cand, jnp.maximum(solution.support, 0), 1)
-            solution = solution._replace(support=jnp.where(solution.support < 0, -1, local))
-        return solution
-
-    block = min(b, 64)
-    solution = _blocks(solve_block, (first, y, corr, cand, safe, limit, alive), block)
-    broken = (solution.status == Status.BREAKDOWN) | ~jnp.isfinite(norm)
-    n_atoms = jnp.sum(solution.support >= 0, -1, dtype=jnp.int32)
-    scale = safe.reshape(-1, *[1] * (solution.coef.ndim - 1))
-    coef = solution.coef * scale
-    rnorm = jnp.sqrt(solution.sq_norm) * safe.reshape(-1, *[1] * (solution.sq_norm.ndim - 1))
-    status = solution.status
-    if s < n_nonzero_coefs:
-        status = jnp.where(status == Status.SPARSITY, Status.EXHAUSTED, status)
-    rnorm = jnp.where(norm.reshape(scale.shape[: rnorm.ndim]) > 0, rnorm, 0)
-    code = SparseCode(
-        jnp.where(broken[:, None], -1, solution.support),
-        jnp.where(broken.reshape(scale.shape), 0, coef),
-        jnp.where(broken.reshape(-1, *[1] * (rnorm.ndim - 1)), jnp.nan, rnorm),
-        jnp.where(broken, 0, n_atoms),
-        jnp.where(broken, Status.BREAKDOWN, status).astype(jnp.int32),
+    if extras.tol is not None:
+        limit = jnp.maximum(limit, flat(extras.tol.astype(dtype)[..., None])[:, 0])
+    if extras.rtol is not None:
+        limit = jnp.maximum(limit, flat(extras.rtol.astype(dtype)[..., None])[:, 0] * norm)
+    candidates = None
+    if extras.candidates is not None:
+        candidates = flat(extras.candidates).astype(jnp.int32)
+        candidates = jnp.where(candidates < n, candidates, -1)
+    work = Work(
+        first=jnp.repeat(jnp.arange(p, dtype=jnp.int32) * n, b // p),
+        y=y,
+        norm=jnp.where((norm > 0) & jnp.isfinite(norm), norm, 1),
+        limit=jnp.where(norm <= limit, jnp.inf, limit),
+        candidates=candidates,
+        correlations=None if extras.correlations is None else flat(extras.correlations).astype(dtype),
     )
-    extra = n_nonzero_coefs - s
-    if extra:
-        code = code._replace(
-            support=jnp.pad(code.support, ((0, 0), (0, extra)), constant_values=-1),
-            coef=jnp.pad(code.coef, [(0, 0), *[(0, extra)] * (code.coef.ndim - 1)]),
-        )
-    sane = ~jnp.any((code.status == Status.BREAKDOWN) & jnp.isfinite(norm))
+    available = n if candidates is None else candidates.shape[1]
+    s = min(options.n_nonzero_coefs, available, d)
+    algorithm = _algorithm(options, s, available, b // p if candidates is None else 1, b, extras.gram is not None)
+    solution = _by_residual(work, dictionary, s, options) if algorithm == "residual" else _in_gram_space(
+        algorithm, work, dictionary, extras.gram, s, options
+    )
+    code, sane = _finish(solution, work, norm, limit, dictionary.reshape(-1, d), options)
     return jax.tree.map(unflat, code), sane
 
 
-def _blocks(solve_block, arrays, size):
-    """Map over blocks of the leading axis; the last one is padded with copies of the first rows."""
-    b = arrays[0].shape[0]
-    count = -(-b // size)
-    if count == 1:
-        return solve_block(arrays)
-    pad = count * size - b
+@partial(_code.defjvp, symbolic_zeros=True)
+def _code_jvp(options, primals, tangents):  # type: ignore[no-untyped-def]
+    dictionary, signals, extras = primals
+    code, sane = _code(options, dictionary, signals, extras)
+    return (code, sane), (code_tangents(dictionary, signals, code, *tangents[:2]), np.zeros((), jax.dtypes.float0))
 
-    def split(a):
-        return (
-            jnp.concatenate([a, a[:pad]]).reshape(count, size, *a.shape[1:])
-            if pad
-            else a.reshape(count, size, *a.shape[1:])
+
+_solve = jax.jit(_code, static_argnums=0)
+
+
+class Work(NamedTuple):
+    """The batch, flat: first `[b]` (row of the signal's first atom in the flat dictionary), y `[b, D]`, norm `[b]` (1 where
+    it is zero or not finite), limit `[b]` (largest acceptable residual norm; infinity: not to be started), candidates
+    `[b, K]`, correlations `[b, N]`.
+    """
+
+    first: jax.Array
+    y: jax.Array
+    norm: jax.Array
+    limit: jax.Array
+    candidates: jax.Array | None
+    correlations: jax.Array | None
+
+
+def _norms(y: jax.Array) -> jax.Array:
+    """L2 norms `[b]`; a second pass, scaled, only where squares over- or underflow."""
+    tiny, huge = (float(x) for x in (jnp.finfo(y.dtype).tiny, jnp.finfo(y.dtype).max))
+    squares = jnp.sum(y * y, -1)
+
+    def scaled() -> jax.Array:
+        top = jnp.max(jnp.abs(y), -1)
+        unit = jnp.where((top > 0) & jnp.isfinite(top), top, 1)
+        return jnp.where(jnp.isfinite(top), unit * jnp.sqrt(jnp.sum((y / unit[:, None]) ** 2, -1)), jnp.nan)
+
+    outside = jnp.any(~((squares > tiny * 1e8) & (squares < huge)))
+    return lax.cond(outside, scaled, lambda: jnp.sqrt(squares))
+
+
+def _algorithm(options: Options, s: int, available: int, per_dictionary: int, b: int, has_gram: bool) -> str:
+    """By shape. Without a Gram matrix at hand, computing one costs `available` passes over the atoms where the residual
+    form needs s per signal. With one, `rows` is fastest but stores s x N numbers per signal.
+    """
+    if options.selection == "non-negative":
+        return "non-negative"
+    if options.algorithm is not None:
+        return options.algorithm
+    if not has_gram and available > per_dictionary * s:
+        return "residual"
+    blocked = jax.default_backend() == "cpu"
+    return "rows" if blocked or b * s * available <= STORED_ROWS else "gram"
+
+
+def _in_gram_space(
+    algorithm: str, work: Work, dictionary: jax.Array, gram: jax.Array | None, s: int, options: Options
+) -> Solution:
+    dtype, (b, d), n = work.y.dtype, work.y.shape, dictionary.shape[-2]
+    atoms = dictionary.reshape(-1, d)
+    if work.candidates is None or (work.correlations is None and dictionary.ndim == 2 and gram is not None):
+        work = work._replace(correlations=_correlations(work, dictionary))
+    if gram is None and work.candidates is None:
+        gram = gram_matrix(dictionary, dtype)
+    diag = table = None
+    if gram is not None:
+        table = gram.astype(dtype).reshape(-1, n)
+        diag = jnp.diagonal(gram, axis1=-2, axis2=-1).astype(dtype).reshape(-1, n)
+    # Atoms themselves are read block by block only where candidates have to be gathered.
+    needs_y = work.correlations is None
+    eps = float(jnp.finfo(dtype).eps)
+
+    def solve(block: Work) -> Solution:
+        size = block.first.shape[0]
+        allowed = None
+        if block.candidates is None:
+            rows_, first, corr = table, block.first, block.correlations
+            dg = diag if diag.shape[0] == 1 else diag[block.first // n]
+        else:
+            allowed = block.candidates >= 0
+            local = jnp.maximum(block.candidates, 0)
+            index = block.first[:, None] + local
+            first = jnp.arange(size, dtype=jnp.int32) * local.shape[1]
+            chosen = atoms[index].astype(dtype) if gram is None or needs_y else None
+            small = gram_matrix(chosen, dtype) if gram is None else table[index[:, :, None], local[:, None, :]]
+            if needs_y:
+                corr = own_correlations(chosen, block.y[:, None], dtype)[:, 0]
+            else:
+                corr = jnp.take_along_axis(block.correlations, local, 1)
+            dg = jnp.diagonal(small, axis1=1, axis2=2)
+            rows_ = small.reshape(-1, local.shape[1])
+        problem = Problem(
+            rows=rows_,
+            first=first,
+            diag=dg,
+            correlations=corr / block.norm[:, None],
+            weights=_weights(dg, options),
+            allowed=allowed,
+            # The running norm has an absolute error of some eps: stop only where it is surely within tolerance.
+            sq_tol=(block.limit / block.norm) ** 2 - ROUNDING * eps,
         )
+        if algorithm == "non-negative":
+            solution = nonnegative.pursue(problem, n_nonzero_coefs=s)
+        else:
+            pursue = rows.pursue if algorithm == "rows" else gram_form.pursue
+            solution = pursue(problem, n_nonzero_coefs=s, selection=options.selection, path=options.path)
+        return _from_candidates(solution, block.candidates)
 
-    out = lax.map(solve_block, jax.tree.map(split, arrays))
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:b], out)
+    per_signal = s * n if work.candidates is None else work.candidates.shape[1] * (work.candidates.shape[1] + s)
+    per_signal += work.candidates.shape[1] * d if work.candidates is not None and (gram is None or needs_y) else 0
+    work = work if needs_y else work._replace(y=jnp.zeros((b, 0), dtype))
+    return map_blocks(solve, work, per_signal)
 
 
-@jax.jit
-def residual(dictionary: jax.Array, signals: jax.Array, code: SparseCode) -> jax.Array:
-    """`y - X_S c` `[..., D]`."""
-    dtype = products.compute_dtype(dictionary, signals)
-    own = dictionary.ndim == 3
-    y = signals.astype(dtype)
-    if not own:
-        flat = (
-            y.reshape(-1, y.shape[-1]),
-            code.support.reshape(-1, code.support.shape[-1]),
-            code.coef.reshape(-1, code.coef.shape[-1]),
+def _correlations(work: Work, dictionary: jax.Array) -> jax.Array:
+    if work.correlations is not None:
+        return work.correlations
+    if dictionary.ndim == 2:
+        return shared_correlations(dictionary, work.y, work.y.dtype)
+    p, n, d = dictionary.shape
+    return own_correlations(dictionary, work.y.reshape(p, -1, d), work.y.dtype).reshape(-1, n)
+
+
+def _by_residual(work: Work, dictionary: jax.Array, s: int, options: Options) -> Solution:
+    """Blocks of groups: the signals of one position, or single ones where the dictionary is shared or gathered."""
+    dtype, d, n = work.y.dtype, work.y.shape[1], dictionary.shape[-2]
+    shared = dictionary.ndim == 2 and work.candidates is None
+    table = dictionary.reshape(-1, d)
+    by_position = dictionary.ndim == 3 and work.candidates is None
+    group = work.y.shape[0] // dictionary.shape[0] if by_position else 1
+    grouped = jax.tree.map(lambda a: a.reshape(-1, group, *a.shape[1:]), work._replace(correlations=None))
+    shared_diag = jnp.sum(table.astype(dtype) ** 2, -1)[None] if shared else None
+
+    def solve(arrays: tuple[Work, jax.Array | None]) -> Solution:
+        grouped, atoms = arrays
+        block = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), grouped)
+        size = block.first.shape[0]
+        allowed = None
+        if block.candidates is not None:
+            allowed = block.candidates >= 0
+            atoms = gather_atoms(table, block.first[:, None] + block.candidates, allowed, dtype)
+        if atoms is None:
+            rows_, first, dg = table, block.first, shared_diag
+
+            def correlate(residual: jax.Array) -> jax.Array:
+                return shared_correlations(table, residual, dtype)
+        else:
+            count = atoms.shape[1]
+            rows_ = atoms.reshape(-1, d)
+            first = jnp.repeat(jnp.arange(atoms.shape[0], dtype=jnp.int32) * count, size // atoms.shape[0])
+            dg = jnp.sum(atoms.astype(dtype) ** 2, -1)[first // count]
+
+            def correlate(residual: jax.Array) -> jax.Array:
+                return own_correlations(atoms, residual.reshape(atoms.shape[0], -1, d), dtype).reshape(-1, count)
+
+        problem = Problem(
+            rows=rows_,
+            first=first,
+            diag=dg,
+            correlations=jnp.zeros((size, 0), dtype),
+            weights=_weights(dg, options),
+            allowed=allowed,
+            sq_tol=(block.limit / block.norm) ** 2,
         )
-        out = lax.map(lambda a: products.subtract_rows(dictionary, *a), flat)
-        return out.reshape(y.shape)
-    p = dictionary.shape[0]
-    lead = y.shape[:-2]
-    y3 = y.reshape(-1, p, y.shape[-1])
-    support = code.support.reshape(-1, p, code.support.shape[-1])
-    coef = code.coef.reshape(support.shape)
+        solution = residual_form.pursue(
+            problem,
+            block.y / block.norm[:, None],
+            correlate,
+            n_nonzero_coefs=s,
+            selection=options.selection,
+            path=options.path,
+        )
+        solution = _from_candidates(solution, block.candidates)
+        return jax.tree.map(lambda a: a.reshape(-1, group, *a.shape[1:]), solution)
 
-    def one(a):
-        y, s, c = a
-        return jax.vmap(products.subtract_rows)(dictionary, y, s, c)
+    count = n if work.candidates is None else work.candidates.shape[1]
+    floats = group * (s * d + count) + (0 if shared else count * d)
+    solution = map_blocks(solve, (grouped, dictionary if by_position else None), floats)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), solution)
 
-    return lax.map(one, (y3, support, coef)).reshape(*lead, p, y.shape[-1])
+
+def _weights(diag: jax.Array, options: Options) -> jax.Array | None:
+    return lax.rsqrt(jnp.where(diag > 0, diag, 1)) if options.unit_norm else None
 
 
-def reconstruct(dictionary: jax.Array, code: SparseCode) -> jax.Array:
-    """`X_S c` `[..., D]`."""
-    lead = code.support.shape[:-1]
-    zeros = jnp.zeros((*lead, dictionary.shape[-1]), products.compute_dtype(dictionary, code.coef))
-    return -residual(dictionary, zeros, code)
+def _from_candidates(solution: Solution, candidates: jax.Array | None) -> Solution:
+    """Positions among the candidates to atoms of the dictionary."""
+    if candidates is None:
+        return solution
+    support = jnp.take_along_axis(candidates, jnp.maximum(solution.support, 0), 1)
+    return solution._replace(support=jnp.where(solution.support < 0, -1, support))
+
+
+def _finish(
+    solution: Solution, work: Work, norm: jax.Array, limit: jax.Array, atoms: jax.Array, options: Options
+) -> tuple[SparseCode, jax.Array]:
+    """Back to the caller's units, with small residuals made accurate and the status told."""
+    s = solution.support.shape[1]
+    eps = float(jnp.finfo(norm.dtype).eps)
+    broken = solution.broken | ~jnp.isfinite(norm)
+    support = jnp.where(broken[:, None], -1, solution.support)
+    n_atoms = jnp.sum(support >= 0, -1, dtype=jnp.int32)
+
+    def scaled(a: jax.Array) -> jax.Array:
+        return a * work.norm.reshape(-1, *[1] * (a.ndim - 1))
+
+    coef, rnorm = scaled(solution.coef), scaled(jnp.sqrt(solution.sq_norm))
+    rnorm = jnp.where((n_atoms == 0).reshape(-1, *[1] * (rnorm.ndim - 1)), norm.reshape(-1, *[1] * (rnorm.ndim - 1)), rnorm)
+    unresolved = (solution.sq_norm < UNRESOLVED * eps) & (n_atoms > 0).reshape(-1, *[1] * (rnorm.ndim - 1))
+    coef, rnorm = lax.cond(
+        jnp.any(unresolved),
+        lambda: _refine(solution, work, atoms, coef, rnorm, unresolved, options),
+        lambda: (coef, rnorm),
+    )
+    coef = jnp.where(broken.reshape(-1, *[1] * (coef.ndim - 1)), 0, coef)
+    rnorm = jnp.where(broken.reshape(-1, *[1] * (rnorm.ndim - 1)), jnp.nan, rnorm)
+    last = rnorm[:, -1] if options.path else rnorm
+    status = jnp.where(n_atoms == options.n_nonzero_coefs, Status.SPARSITY, Status.EXHAUSTED)
+    status = jnp.where(last <= jnp.maximum(limit, 32 * eps * norm), Status.TOLERANCE, status)
+    status = jnp.where(broken, Status.BREAKDOWN, status).astype(jnp.int32)
+    missing = options.n_nonzero_coefs - s
+    support = jnp.pad(support, ((0, 0), (0, missing)), constant_values=-1)
+    if options.path:
+        coef = jnp.pad(coef, ((0, 0), (0, missing), (0, 0)), mode="edge")
+        rnorm = jnp.pad(rnorm, ((0, 0), (0, missing)), mode="edge")
+    coef = jnp.pad(coef, [(0, 0)] * (coef.ndim - 1) + [(0, missing)])
+    return SparseCode(support, coef, rnorm, n_atoms, status), ~jnp.any(solution.broken & jnp.isfinite(norm))
+
+
+def _refine(
+    solution: Solution,
+    work: Work,
+    atoms: jax.Array,
+    coef: jax.Array,
+    rnorm: jax.Array,
+    unresolved: jax.Array,
+    options: Options,
+) -> tuple[jax.Array, jax.Array]:
+    """Iterative refinement of small residuals: `c += (X_S X_S^T)^-1 X_S (y - X_S c)`, twice, and the norm of the result.
+
+    In Gram space a squared norm is a difference of numbers the size of the signal's; this reads the atoms again, but
+    only in blocks where some signal needs it.
+    """
+    s, d = coef.shape[-1], work.y.shape[1]
+
+    def one(index, used, factor, y, coef, rnorm, unresolved):  # type: ignore[no-untyped-def]
+        chosen = gather_atoms(atoms, index, used, y.dtype)
+        better = coef
+        for _ in range(2):
+            error = y - jnp.einsum("bs,bsd->bd", better, chosen, precision=HIGHEST)
+            gradient = jnp.einsum("bsd,bd->bs", chosen, error, precision=HIGHEST)
+            better = better + cho_solve((factor, False), gradient[:, :, None])[:, :, 0]
+            if options.selection == "non-negative":
+                better = jnp.maximum(better, 0)
+        better = jnp.where(jnp.all(jnp.isfinite(better), -1, keepdims=True), better, coef)
+        error = y - jnp.einsum("bs,bsd->bd", better, chosen, precision=HIGHEST)
+        return jnp.where(unresolved[:, None], better, coef), jnp.where(unresolved, _norms(error), rnorm)
+
+    def solve(block):  # type: ignore[no-untyped-def]
+        first, support, factor, y, coef, rnorm, unresolved = block
+        index = first[:, None] + jnp.maximum(support, 0)
+        used = support >= 0
+        if not options.path:
+            args = (index, used, factor, y, coef, rnorm, unresolved)
+            return lax.cond(jnp.any(unresolved), lambda: one(*args), lambda: (coef, rnorm))
+
+        def with_atoms(k, c, r, u):  # type: ignore[no-untyped-def]
+            kept = jnp.arange(s) <= k
+            inside = kept[:, None] & kept
+            args = (index, used & kept, jnp.where(inside, factor, jnp.eye(s, dtype=y.dtype)), y, c, r, u)
+            return lax.cond(jnp.any(u), lambda: one(*args), lambda: (c, r))
+
+        steps = (jnp.arange(s), coef.swapaxes(0, 1), rnorm.T, unresolved.T)
+        coef, rnorm = lax.map(lambda a: with_atoms(*a), steps)
+        return coef.swapaxes(0, 1), rnorm.T
+
+    arrays = (work.first, solution.support, solution.factor, work.y, coef, rnorm, unresolved)
+    return map_blocks(solve, arrays, s * d, most_lanes=1)  # seldom needed, and every lane costs compile time
