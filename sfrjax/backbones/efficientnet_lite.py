@@ -34,6 +34,7 @@ class EfficientNetLiteConfig:
         depth: factor on the number of blocks per stage (the first and the last stage keep theirs).
         batch_norm_eps: epsilon of the BatchNorms that are folded away.
         preprocess: what the weights expect of their input.
+        ignored: tensors of a checkpoint that are no part of the features.
     """
 
     width: float = 1.0
@@ -41,7 +42,6 @@ class EfficientNetLiteConfig:
     batch_norm_eps: float = 1e-3
     preprocess: Preprocess = EFFICIENTNET_LITE
 
-    # Present in checkpoints, not part of the features.
     ignored: tuple[str, ...] = (
         *("_conv_head.weight", *(f"_bn1.{part}" for part in _BATCH_NORM), "_fc.weight", "_fc.bias"),
         *("conv_head.weight", *(f"bn2.{part}" for part in _BATCH_NORM), "classifier.weight", "classifier.bias"),

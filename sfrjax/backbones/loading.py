@@ -16,6 +16,7 @@ from flax import nnx, traverse_util
 from jax.typing import DTypeLike
 
 from sfrjax.backbones.efficientnet_lite import EFFICIENTNET_LITES, EfficientNetLiteConfig
+from sfrjax.backbones.layers import winograd_kernel
 from sfrjax.backbones.preprocess import Preprocess
 from sfrjax.backbones.resnet import RESNETS, ResNetConfig
 from sfrjax.errors import SfrjaxError
@@ -83,14 +84,18 @@ def load_backbone(
     file = open_weights(located.path)
     config, parameters = folded_parameters(backbone, config, file)
 
-    model = nnx.eval_shape(functools.partial(config.build, max(4 if k == "last" else int(k) for k in wanted)))
+    built = config
+    if isinstance(config, ResNetConfig) and jax.default_backend() == "cpu" and jnp.dtype(dtype) == jnp.float32:
+        built = dataclasses.replace(config, winograd=True)
+    model = nnx.eval_shape(functools.partial(built.build, max(4 if k == "last" else int(k) for k in wanted)))
     graphdef, abstract = nnx.split(model)
-    shallow = {".".join(map(str, keys)): keys for keys, _ in nnx.to_flat_state(abstract)}
+    shallow = {".".join(map(str, keys)): (keys, leaf.get_value().shape) for keys, leaf in nnx.to_flat_state(abstract)}
     flat = {}
     for where, kernel, bias in parameters:
         for part, value in (("kernel", kernel), ("bias", bias)):
-            if keys := shallow.get(f"{where}.{part}"):
-                flat[keys] = jnp.asarray(value, dtype)
+            keys, shape = shallow.get(f"{where}.{part}", (None, None))
+            if keys is not None:
+                flat[keys] = jnp.asarray(value if value.shape == shape else winograd_kernel(value), dtype)
     state = traverse_util.unflatten_dict(flat)
     return Backbone(backbone, located.name, located.sha256, config.preprocess, wanted, graphdef, state)
 

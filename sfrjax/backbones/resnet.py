@@ -20,6 +20,9 @@ class ResNetConfig:
         stride_on_first: downsample in the block's first convolution (the original, "v1") instead of its 3x3.
         batch_norm_eps: epsilon of the BatchNorms that are folded away.
         preprocess: what the weights expect of their input.
+        winograd: compute 3x3 convolutions of the first three stages by Winograd's algorithm (faster on a CPU; in the
+            last stage the maps are so small that reading the larger kernels would cost more than it saves).
+        ignored: tensors of a checkpoint that are no part of the features.
     """
 
     blocks: tuple[int, int, int, int]
@@ -29,7 +32,7 @@ class ResNetConfig:
     batch_norm_eps: float = 1e-5
     preprocess: Preprocess = IMAGENET
 
-    # Present in checkpoints, not part of the features.
+    winograd: bool = False
     ignored: tuple[str, ...] = ("fc.weight", "fc.bias")
 
     def build(self, stages: int) -> "ResNet":
@@ -57,15 +60,15 @@ RESNETS = {
 class Block(nnx.Module):
     """One residual block."""
 
-    def __init__(self, config: ResNetConfig, c_in: int, width: int, c_out: int, stride: int):
+    def __init__(self, config: ResNetConfig, c_in: int, width: int, c_out: int, stride: int, winograd: bool):
         first, second = (stride, 1) if config.stride_on_first or not config.bottleneck else (1, stride)
         if config.bottleneck:
             self.conv1 = Conv(c_in, width, 1, first)
-            self.conv2 = Conv(width, width, 3, second)
+            self.conv2 = Conv(width, width, 3, second, winograd=winograd)
             self.conv3 = Conv(width, c_out, 1)
         else:
-            self.conv1 = Conv(c_in, width, 3, first)
-            self.conv2 = Conv(width, c_out, 3, second)
+            self.conv1 = Conv(c_in, width, 3, first, winograd=winograd)
+            self.conv2 = Conv(width, c_out, 3, second, winograd=winograd)
         self.bottleneck = config.bottleneck
         self.downsample = Conv(c_in, c_out, 1, stride) if stride > 1 or c_in != c_out else None
 
@@ -88,7 +91,8 @@ class ResNet(nnx.Module):
             c_out = 64 * 2 ** (k - 1) * (4 if config.bottleneck else 1)
             stage = []
             for i in range(config.blocks[k - 1]):
-                stage.append(Block(config, channels, width, c_out, stride=2 if k > 1 and i == 0 else 1))
+                stride = 2 if k > 1 and i == 0 else 1
+                stage.append(Block(config, channels, width, c_out, stride, winograd=config.winograd and k < 4))
                 channels = c_out
             setattr(self, f"layer{k}", nnx.List(stage))
         self.stages = stages
