@@ -71,6 +71,7 @@ def _check_candidates(candidates: jax.Array, batch: tuple[int, ...], n: int) -> 
     if not fits:
         raise ValueError(f"candidates must be [..., K], K >= 1, broadcastable to batch {batch}; got shape {candidates.shape}")
     if is_concrete(candidates) and candidates.size:
-        low, high = int(candidates.min()), int(candidates.max())
+        values = np.asarray(candidates)  # NumPy, because under an outer jit even constants would be traced
+        low, high = values.min(), values.max()
         if low < -1 or high >= n:
             raise ValueError(f"candidates must lie in 0 .. {n - 1}, or be -1 for an unused slot; got {low} .. {high}")
