@@ -21,6 +21,7 @@ from sfrjax.datasets.images import open_rgb
 from sfrjax.features import Skipped
 from sfrjax.files import replacing
 from sfrjax.pipeline import Evaluation, Metrics, Prediction
+from sfrjax.scoring import resize_map
 from sfrjax.settings import Settings
 from sfrjax.version import __version__
 
@@ -94,15 +95,16 @@ def overlay(prediction: Prediction, threshold: float, mask: np.ndarray | None = 
     the ground truth where `mask` (bool [height, width]) is given.
     """
     image = open_rgb(prediction.path)
-    heat = matplotlib.colormaps["inferno"](np.clip(prediction.anomaly_map / (2 * threshold), 0, 1))
-    # Transparent where nothing is wrong, so that the part stays visible.
-    alpha = np.clip(prediction.anomaly_map / threshold - 0.5, 0, 1)[..., None] * 0.7
-    pixels = np.asarray(image, np.float32)
-    laid = Image.fromarray((pixels * (1 - alpha) + 255 * heat[..., :3] * alpha).astype(np.uint8))
     scale = min(1.0, MAX_PICTURE_SIDE / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    left, right = image.resize(size, Image.Resampling.BILINEAR), laid.resize(size, Image.Resampling.BILINEAR)
-    _draw_outline(right, prediction.anomaly_map > threshold, THRESHOLD_COLOUR)
+    left = image.resize(size, Image.Resampling.BILINEAR)
+    # In units of the threshold; where it is 0 (nominal images that are all the same), any residual is beyond it.
+    relative = resize_map(prediction.anomaly_map, size[::-1]) / max(threshold, np.finfo(np.float32).tiny)
+    heat = matplotlib.colormaps["inferno"](np.clip(relative / 2, 0, 1), bytes=True)[..., :3]
+    # Transparent where nothing is wrong, so that the part stays visible.
+    alpha = 0.7 * np.clip(relative - 0.5, 0, 1)[..., None]
+    right = Image.fromarray((np.asarray(left) * (1 - alpha) + heat * alpha).astype(np.uint8))
+    _draw_outline(right, relative > 1, THRESHOLD_COLOUR)
     if mask is not None:
         _draw_outline(left, mask, MASK_COLOUR)
     sheet = Image.new("RGB", (2 * size[0] + 4, size[1]))

@@ -1,0 +1,83 @@
+"""Pictures and files that runs leave behind."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfrjax.errors import SfrjaxError
+from sfrjax.files import output_folder, replacing
+from sfrjax.pipeline import Metrics, Prediction
+from sfrjax.report import MASK_COLOUR, THRESHOLD_COLOUR, contact_sheet, mean_metrics, output_stems, overlay
+
+
+def prediction(tmp_path, size, region):
+    path = tmp_path / "image.png"
+    Image.new("RGB", size, (40, 40, 40)).save(path)
+    anomaly_map = np.zeros(size[::-1], np.float32)
+    anomaly_map[region] = 3.0
+    return Prediction(path, 3.0, anomaly_map)
+
+
+def test_overlay_outlines_what_is_above_the_threshold_and_the_truth(tmp_path):
+    region = (slice(10, 30), slice(20, 40))
+    mask = np.zeros((60, 80), bool)
+    mask[40:50, 50:60] = True
+    picture = np.asarray(overlay(prediction(tmp_path, (80, 60), region), 1.0, mask))
+    assert picture.shape == (60, 164, 3)
+    left, right = picture[:, :80], picture[:, 84:]
+    assert tuple(left[40, 55]) == MASK_COLOUR
+    assert tuple(left[45, 55]) == (40, 40, 40)
+    assert tuple(right[10, 30]) == THRESHOLD_COLOUR
+    assert right[20, 30].sum() > 300  # hot
+    assert tuple(right[55, 5]) == (40, 40, 40)
+
+
+def test_overlay_of_a_large_image_is_reduced(tmp_path):
+    region = (slice(1000, 1500), slice(1000, 1500))
+    picture = overlay(prediction(tmp_path, (3000, 2000), region), 1.0)
+    assert picture.size == (2 * 1024 + 4, 683)
+
+
+def test_overlay_with_a_threshold_of_zero(tmp_path):
+    picture = np.asarray(overlay(prediction(tmp_path, (80, 60), (slice(10, 30), slice(20, 40))), 0.0))
+    assert tuple(picture[10, 84 + 30]) == THRESHOLD_COLOUR
+
+
+def test_output_names():
+    names = [Path("a/x.png"), Path("a/x.bmp"), Path("b/x.png"), Path("b/c/y.png")]
+    assert output_stems(names) == [Path("a/x.png"), Path("a/x.bmp"), Path("b/x"), Path("b/c/y")]
+    assert output_stems([Path("deep/er/x.tar.png")]) == [Path("x.tar")]
+
+
+def test_means_are_over_the_categories_that_have_the_metric():
+    mean = mean_metrics([Metrics(0.5, None, 1.0), Metrics(0.7, None, None)])
+    assert mean == Metrics(pytest.approx(0.6), None, 1.0)
+
+
+def test_contact_sheet(tmp_path):
+    Image.new("RGB", (20, 10), "red").save(tmp_path / "a.png")
+    sheet = contact_sheet([("a", tmp_path / "a.png")] * 4, columns=3)
+    assert sheet.size == (3 * 28, 2 * 34)
+
+
+def _fail_half_way(path):
+    path.write_text("half")
+    raise ZeroDivisionError
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+        _fail_half_way(temporary)
+    assert path.read_text() == "old"
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(SfrjaxError, match="cannot be written"), replacing(tmp_path / "absent" / "file"):
+        pass
+    with pytest.raises(SfrjaxError, match="file"):
+        output_folder(path / "below")
