@@ -70,7 +70,7 @@ def write_demo_set(root: str | Path, *, seed: int = 0) -> Path:
 
 def _save(pixels: NDArray[Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    Image.fromarray(pixels).save(path, compress_level=1)  # noise hardly compresses: 12 % larger, three times as fast
 
 
 def _pictures() -> Iterator[tuple[str, str, int]]:
