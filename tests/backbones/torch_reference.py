@@ -171,7 +171,11 @@ def round_filters(filters, divisor=8):
 
 
 def build(name, *, seed=0, v1=False):
-    """A network in evaluation mode with random parameters and BatchNorm statistics that keep activations of order 1."""
+    """A network in evaluation mode with random parameters and BatchNorm statistics.
+
+    The last BatchNorm of a residual branch gets a smaller gain, as in trained networks: otherwise activations grow to
+    1e9 in the deepest ResNets, and in EfficientNets ReLU6 saturates and amplifies torch's own rounding to 2e-5.
+    """
     torch.manual_seed(seed)
     model = EfficientNetLite(name) if name in EFFICIENTNET_LITES else ResNet(name, v1)
     for layer in model.modules():
@@ -182,6 +186,10 @@ def build(name, *, seed=0, v1=False):
             nn.init.uniform_(layer.running_var, 0.5, 2.0)
         elif isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_in")
+    for block in model.modules():
+        if isinstance(block, Basic | Bottleneck | MBConv):
+            last = getattr(block, {Basic: "bn2", Bottleneck: "bn3", MBConv: "_bn2"}[type(block)])
+            nn.init.uniform_(last.weight, 0.1, 0.5)
     return model.eval()
 
 
