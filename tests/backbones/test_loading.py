@@ -17,8 +17,11 @@ from tests.backbones import torch_reference  # noqa: E402
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), dtype=np.uint8)
 
 
+run_network = jax.jit(forward, static_argnums=(0, 2, 3))
+
+
 def features(backbone, images=IMAGES):
-    return forward(backbone.graphdef, backbone.state, backbone.preprocess, backbone.levels, images)
+    return run_network(backbone.graphdef, backbone.state, backbone.preprocess, backbone.levels, images)
 
 
 @pytest.fixture
