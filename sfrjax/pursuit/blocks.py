@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-CACHE_FLOATS = 400_000  # working set of a block, in numbers; flat optimum between a quarter and twice of it (2 MB caches)
+CACHE_FLOATS = 120_000  # working set of a block, in numbers (0.5 MB): flat optimum between half and four times of it
 MOST_LANES = 4  # every lane is compiled anew
 
 
@@ -26,9 +26,9 @@ def map_blocks(solve: Callable[[Any], Any], arrays: Any, floats_per_row: int, mo
     if count == 1:
         return solve(arrays)
     lanes = min(count, _cores(), most_lanes)
-    rounds = -(-count // lanes)
+    rounds = next((r for r in range(-(-count // lanes), 2 * count) if b % (lanes * r) == 0), -(-count // lanes))
     size = -(-b // (lanes * rounds))
-    padding = lanes * rounds * size - b
+    padding = lanes * rounds * size - b  # a copy of everything; avoided above where a slightly smaller block divides b
     if padding:
         arrays = jax.tree.map(lambda a: jnp.concatenate([a, jnp.broadcast_to(a[:1], (padding, *a.shape[1:]))]), arrays)
 

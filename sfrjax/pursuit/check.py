@@ -24,7 +24,8 @@ def check_options(n_nonzero_coefs: int, selection: str, algorithm: str | None, p
         raise ValueError(f"algorithm must be None or one of {', '.join(map(repr, ALGORITHMS))}; got {algorithm!r}")
     if selection == "non-negative" and (path or algorithm is not None):
         raise ValueError(
-            "selection='non-negative' has an algorithm of its own, whose support may shrink again: leave out path and algorithm"
+            "selection='non-negative' has an algorithm of its own, whose support may shrink again: leave out path and "
+            "algorithm"
         )
 
 
@@ -35,7 +36,12 @@ def check_arrays(
     correlations: jax.Array | None,
     candidates: jax.Array | None,
 ) -> None:
-    for name, array in (("dictionary", dictionary), ("signals", signals), ("gram", gram), ("correlations", correlations)):
+    for name, array in (
+        ("dictionary", dictionary),
+        ("signals", signals),
+        ("gram", gram),
+        ("correlations", correlations),
+    ):
         if array is not None and not jnp.issubdtype(array.dtype, jnp.floating):
             raise TypeError(f"{name} must be real floating point (float16, bfloat16, 32, 64); got {array.dtype}")
     if dictionary.ndim not in (2, 3) or 0 in dictionary.shape:
@@ -46,7 +52,9 @@ def check_arrays(
     n, width = dictionary.shape[-2:]
     if signals.ndim == 0 or signals.shape[-1] != width:
         hint = " (atoms are rows here: transpose a [D, N] dictionary)" if signals.shape[-1:] == (n,) else ""
-        raise ValueError(f"signals must be [..., D] with D = {width} as in the dictionary; got shape {signals.shape}{hint}")
+        raise ValueError(
+            f"signals must be [..., D] with D = {width} as in the dictionary; got shape {signals.shape}{hint}"
+        )
     if dictionary.ndim == 3 and (signals.ndim < 2 or signals.shape[-2] != dictionary.shape[0]):
         raise ValueError(
             f"signals must be [..., P, D] with P = {dictionary.shape[0]}, one for each of the dictionaries; got shape "
@@ -69,7 +77,9 @@ def _check_candidates(candidates: jax.Array, batch: tuple[int, ...], n: int) -> 
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"candidates must be [..., K], K >= 1, broadcastable to batch {batch}; got shape {candidates.shape}")
+        raise ValueError(
+            f"candidates must be [..., K], K >= 1, broadcastable to batch {batch}; got shape {candidates.shape}"
+        )
     if is_concrete(candidates) and candidates.size:
         values = np.asarray(candidates)  # NumPy, because under an outer jit even constants would be traced
         low, high = values.min(), values.max()

@@ -1,8 +1,11 @@
 """The derivative of a code with its support held fixed: that of least squares on the chosen atoms.
 
-With `X_S` the chosen atoms, c the coefficients, e the residual: `G dc = dX_S e + X_S dy - X_S dX_S^T c`, `G = X_S X_S^T`, and
-`d||e|| = e . (dy - dX_S^T c) / ||e||` (e is orthogonal to the chosen atoms, so dc drops out); zero where ||e|| is zero.
+With X_S the chosen atoms, c the coefficients, e the residual and `G = X_S X_S^T`:
+`G dc = dX_S e + X_S dy - X_S dX_S^T c`, and `d||e|| = e . (dy - dX_S^T c) / ||e||` (e is orthogonal to the chosen
+atoms, so dc drops out), zero where ||e|| is zero.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +57,7 @@ def code_tangents(
     norm = code.residual_norm
     d_norm = contract("...d,...d->...", residual, moved) / jnp.where(norm > 0, norm, 1)
 
-    def none(a: jax.Array) -> np.ndarray:
+    def none(a: jax.Array) -> Any:
         return np.zeros(a.shape, jax.dtypes.float0)
 
     return SparseCode(none(code.support), d_coef, jnp.where(norm > 0, d_norm, 0), none(code.n_atoms), none(code.status))

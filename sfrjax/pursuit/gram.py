@@ -2,11 +2,11 @@
 
 How it differs from the textbook:
 
-1. No residual vector: correlations are `alpha = X y - G[:, S] c`, read afresh from the Gram rows of the support in every
-   iteration, so that nothing of size N is kept per atom chosen. (Batch-OMP, Rubinstein et al. 2008.)
-2. No triangular solve: the inverse F of the Cholesky factor grows by a row per atom (for g the Gram entries between the new
-   atom and the support: `w = F g`, `d^2 = G_jj - |w|^2`, new row `(e_k - F^T w) / d`), and the coefficients change by
-   `z` times that row, `z = alpha[j] / d`.
+1. No residual vector: correlations are `alpha = X y - G[:, S] c`, read afresh from the Gram rows of the support in
+   every iteration, so that nothing of size N is kept per atom chosen. (Batch-OMP, Rubinstein et al. 2008.)
+2. No triangular solve: the inverse F of the Cholesky factor grows by a row per atom (for g the Gram entries between
+   the new atom and the support: `w = F g`, `d^2 = G_jj - |w|^2`, new row `(e_k - F^T w) / d`), and the coefficients
+   change by z times that row, `z = alpha[j] / d`.
 3. An atom's distance d to the span of the support is known only once it is chosen. One that is in the span at
    rounding level is barred, and the signal chooses again; hence a `while` loop, which ends when no signal goes on.
 4. Signals have unit norm; atoms whose correlation with the residual is at rounding level are not eligible.

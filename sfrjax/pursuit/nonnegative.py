@@ -5,9 +5,9 @@ This is the active-set method for non-negative least squares (Lawson and Hanson 
 algorithms", 2019). How it differs from the textbook:
 
 1. Gram space: least squares on the support is a Cholesky solve of its `[s, s]` Gram matrix.
-2. One loop for both levels: in each pass a signal either accepts its least squares solution and chooses the next atom, or, where
-   that solution is negative somewhere, moves towards it until the first coefficient is zero and drops that atom.
-   Signals in a batch are in different phases.
+2. One loop for both levels: in each pass a signal either accepts its least squares solution and chooses the next
+   atom, or, where that solution is negative somewhere, moves towards it until the first coefficient is zero and
+   drops that atom. Signals of a batch are in different phases.
 3. A dropped atom leaves its slot free for another, so the support is in no particular order.
 4. Signals have unit norm; correlations at rounding level count as zero. Passes are limited to 4 s + 8 as a guard
    against cycling by rounding (about s are needed).
@@ -18,8 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_solve
 
-from sfrjax.pursuit.products import HIGHEST
-from sfrjax.pursuit.step import DEPENDENT, Problem, Solution, at, choose, correlation_floor
+from sfrjax.pursuit.step import DEPENDENT, Problem, Solution, choose, correlation_floor
 
 
 def pursue(problem: Problem, *, n_nonzero_coefs: int) -> Solution:

@@ -11,6 +11,7 @@ from sfrjax.pursuit.code import SparseCode
 
 # Float32 products are tf32 or bfloat16 by default on accelerators, and a greedy choice amplifies that.
 HIGHEST = lax.Precision.HIGHEST
+UNROLLED = 16  # signals whose long row chains are compiled one by one
 LONG = 1 << 15  # from this many entries on, one signal's row chain keeps all cores busy
 
 
@@ -76,7 +77,11 @@ def _residual(dictionary: jax.Array, signals: jax.Array, support: jax.Array, coe
     # Unrolled: XLA fuses the chain into one pass over the rows, where a gather would copy them first. A sum to the norm
     # inside the same fusion would undo that.
     if width >= LONG:
-        out = jnp.stack([_subtract_rows(table, *(a[i] for a in flat)) for i in range(flat[0].shape[0])])
+        count = flat[0].shape[0]
+        if 0 < count <= UNROLLED:
+            out = jnp.stack([_subtract_rows(table, *(a[i] for a in flat)) for i in range(count)])
+        else:
+            out = lax.map(lambda a: _subtract_rows(table, *a), flat)
         return out.reshape(signals.shape)
     out, index, coef = flat
     for i in range(s):

@@ -5,8 +5,8 @@ How it differs from the textbook:
 1. The span of the support is kept as orthonormal directions q_k `[D]` (Gram-Schmidt, every atom orthogonalised twice),
    so that the new residual is `e - q_k (q_k . e)`: no least squares while choosing. The triangular factor falls out
    and one back substitution at the end gives the coefficients.
-2. Correlations are computed from the residual, so that their error is relative to the residual, not to the signal: of the
-   three algorithms this is the most accurate one on nearly parallel atoms, and the only one that needs no `[N, N]`.
+2. Correlations are computed from the residual, so that their error is relative to the residual, not to the signal: of
+   the three algorithms this is the most accurate on nearly parallel atoms, and the only one that needs no `[N, N]`.
 3. An atom whose cosine with the residual is at rounding level is not eligible. A cosine bounds the distance to the span
    from below, so no chosen atom can be dependent and no factorisation can fail.
 4. A residual at rounding level of the signal ends the pursuit (exact recovery).
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from sfrjax.pursuit.products import HIGHEST
-from sfrjax.pursuit.step import ROUNDING, Problem, Solution, at, choose, correlation_floor, finish, put
+from sfrjax.pursuit.step import ROUNDING, Problem, Solution, choose, correlation_floor, finish, put
 
 
 def pursue(
@@ -60,12 +60,15 @@ def pursue(
         length = jnp.sqrt(jnp.sum(q * q, -1))
         q = q / jnp.where(going, length, 1)[:, None]
         z = jnp.sum(q * residual, -1)
+        basis = put(basis, q, k, 1)
         residual = residual - z[:, None] * q
+        leak = jnp.einsum("bsd,bd->bs", basis, residual, precision=HIGHEST)
+        residual = residual - jnp.einsum("bs,bsd->bd", leak, basis, precision=HIGHEST)
         sq = jnp.sum(residual * residual, -1)
         column = jnp.where(jnp.arange(s) == k, length[:, None], known + again)
         readable = alpha if problem.allowed is None else jnp.where(problem.allowed, alpha, 0)
         return (
-            put(basis, q, k, 1),
+            basis,
             residual,
             sq,
             barred | ((jnp.arange(n) == j[:, None]) & going[:, None]),

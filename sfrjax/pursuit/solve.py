@@ -26,6 +26,7 @@ from sfrjax.pursuit.products import (
 from sfrjax.pursuit.step import ROUNDING, Problem, Solution
 
 UNRESOLVED = 1e5  # in eps: squared residual norms below this share of the signal's are recomputed from the residual
+COHERENT = 0.5  # mean absolute cosine of atoms from which a call that leaves the algorithm open gets the residual form
 STORED_ROWS = 1 << 28  # most numbers that `rows` may keep at once where there is no blocking (1 GiB in float32)
 
 
@@ -66,32 +67,33 @@ def omp(
 ) -> SparseCode:
     """Orthogonal matching pursuit: code each signal as a combination of at most `n_nonzero_coefs` atoms.
 
-    Repeats, for each signal y: choose the atom that correlates best with the residual, solve least squares on all chosen
-    atoms, form the new residual; until `n_nonzero_coefs` atoms are in use or the residual is within tolerance
+    Repeats, for each signal y: choose the atom that correlates best with the residual, solve least squares on all
+    chosen atoms, form the new residual; until `n_nonzero_coefs` atoms are in use or the residual is within tolerance
     (Pati, Rezaiifar and Krishnaprasad 1993; with selection="signed" Algorithm 1 of SFR, arXiv 2309.13904).
 
     Args:
-        dictionary: `[N, D]`, atoms are rows, shared by all signals; or `[P, N, D]`, one dictionary for each of P positions.
-            float32, float64, or float16 / bfloat16 (accumulated in float32). Atoms need not be normalised.
+        dictionary: `[N, D]`, atoms are rows, shared by all signals; or `[P, N, D]`, one dictionary for each of P
+            positions. float32, float64, or float16 / bfloat16 (accumulated in float32). Need not be normalised.
         signals: `[..., D]`, or `[..., P, D]` for P dictionaries; leading axes are batch axes and may be empty.
         n_nonzero_coefs: most atoms per signal; may exceed N or D.
         tol: stop once `||y - X_S c||_2 <= tol` (absolute). A scalar or an array over the batch.
         rtol: stop once `||y - X_S c||_2 <= rtol ||y||_2`; with both, whichever comes first.
-        selection: "absolute" chooses the largest `|x_j . e|` (standard OMP), "signed" the largest `x_j . e` (SFR, Eq. 3),
-            "non-negative" the largest positive one, with coefficients kept non-negative.
+        selection: "absolute" chooses the largest `|x_j . e|` (standard OMP), "signed" the largest `x_j . e` (SFR,
+            Eq. 3), "non-negative" the largest positive one, with coefficients kept non-negative.
         unit_norm: choose as if all atoms had norm 1. Coefficients remain those of the atoms as given.
         gram: `[N, N]` or `[P, N, N]`, `X X^T` computed beforehand; worth it when a dictionary is used more than once.
         correlations: `[..., N]`, `X y` computed beforehand.
-        candidates: int32 `[..., K]`, broadcastable over the batch: the atoms each signal may use, -1 in unused slots. Without
-            `gram` only these atoms are read.
+        candidates: int32 `[..., K]`, broadcastable over the batch: the atoms each signal may use, -1 in unused slots.
+            Without `gram` only these atoms are read.
         path: also return the codes with 1, 2, ... atoms (see `SparseCode`).
         algorithm: "rows", "gram" or "residual"; None chooses by shape (docs/omp.md). They agree up to rounding.
 
     Returns:
         A `SparseCode`. Computation and results are in float32, or in float64 if dictionary or signals are.
 
-    Differentiable in dictionary and signals, forwards and backwards, with the support held fixed; `gram` and `correlations`
-    are taken for functions of them. Works under jit and vmap. A signal with NaN or infinity gets status BREAKDOWN, on its own.
+    Differentiable in dictionary and signals, forwards and backwards, with the support held fixed; `gram` and
+    `correlations` are taken for functions of them. Works under jit and vmap. A signal with NaN or infinity gets the
+    status BREAKDOWN, it alone.
 
     Raises:
         ValueError: shapes that do not fit, candidates out of range, NaN or infinity in the dictionary (under jit, where
@@ -107,16 +109,14 @@ def omp(
     code, sane = _solve(options, dictionary, signals, extras)
     if is_concrete(sane) and not sane:
         raise ValueError(
-            "the dictionary (or the gram or correlations given with it) contains NaN or infinity: no code using it would "
-            "mean anything; remove or repair those atoms"
+            "the dictionary (or the gram or correlations given with it) contains NaN or infinity: no code using it "
+            "would mean anything; remove or repair those atoms"
         )
     return code
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _code(
-    options: Options, dictionary: jax.Array, signals: jax.Array, extras: Extras
-) -> tuple[SparseCode, jax.Array]:
+def _code(options: Options, dictionary: jax.Array, signals: jax.Array, extras: Extras) -> tuple[SparseCode, jax.Array]:
     """The code, and whether every breakdown is explained by the signal itself."""
     dtype = compute_dtype(dictionary, signals)
     n, d = dictionary.shape[-2:]
@@ -155,9 +155,18 @@ def _code(
     available = n if candidates is None else candidates.shape[1]
     s = min(options.n_nonzero_coefs, available, d)
     algorithm = _algorithm(options, s, available, b // p if candidates is None else 1, b, extras.gram is not None)
-    solution = _by_residual(work, dictionary, s, options) if algorithm == "residual" else _in_gram_space(
-        algorithm, work, dictionary, extras.gram, s, options
-    )
+    if algorithm == "residual":
+        solution = _by_residual(work, dictionary, s, options)
+    elif algorithm != "non-negative" and options.algorithm is None and extras.gram is None and candidates is None:
+        gram = gram_matrix(dictionary, dtype)
+        # Nearly parallel atoms leave differences of correlations at float32's rounding level in Gram space.
+        solution = lax.cond(
+            _coherence(gram) > COHERENT,
+            lambda: _by_residual(work, dictionary, s, options),
+            lambda: _in_gram_space(algorithm, work, dictionary, gram, s, options),
+        )
+    else:
+        solution = _in_gram_space(algorithm, work, dictionary, extras.gram, s, options)
     code, sane = _finish(solution, work, norm, limit, dictionary.reshape(-1, d), options)
     return jax.tree.map(unflat, code), sane
 
@@ -173,9 +182,9 @@ _solve = jax.jit(_code, static_argnums=0)
 
 
 class Work(NamedTuple):
-    """The batch, flat: first `[b]` (row of the signal's first atom in the flat dictionary), y `[b, D]`, norm `[b]` (1 where
-    it is zero or not finite), limit `[b]` (largest acceptable residual norm; infinity: not to be started), candidates
-    `[b, K]`, correlations `[b, N]`.
+    """The batch, flat: first `[b]` (row of the signal's first atom in the flat dictionary), y `[b, D]`, norm `[b]` (1
+    where it is zero or not finite), limit `[b]` (largest acceptable residual norm; infinity: not to be started),
+    candidates `[b, K]`, correlations `[b, N]`.
     """
 
     first: jax.Array
@@ -214,42 +223,44 @@ def _algorithm(options: Options, s: int, available: int, per_dictionary: int, b:
     return "rows" if blocked or b * s * available <= STORED_ROWS else "gram"
 
 
+def _coherence(gram: jax.Array) -> jax.Array:
+    """Mean absolute cosine between atoms."""
+    diag = jnp.diagonal(gram, axis1=-2, axis2=-1)
+    weight = jnp.where(diag > 0, lax.rsqrt(jnp.where(diag > 0, diag, 1)), 0)
+    return jnp.mean(jnp.abs(gram) * weight[..., :, None] * weight[..., None, :])
+
+
 def _in_gram_space(
     algorithm: str, work: Work, dictionary: jax.Array, gram: jax.Array | None, s: int, options: Options
 ) -> Solution:
-    dtype, (b, d), n = work.y.dtype, work.y.shape, dictionary.shape[-2]
-    atoms = dictionary.reshape(-1, d)
-    if work.candidates is None or (work.correlations is None and dictionary.ndim == 2 and gram is not None):
+    dtype, n, d = work.y.dtype, dictionary.shape[-2], work.y.shape[1]
+    if work.candidates is None:
+        table = (gram_matrix(dictionary, dtype) if gram is None else gram.astype(dtype)).reshape(-1, n)
+        diag = jnp.diagonal(table.reshape(-1, n, n), axis1=1, axis2=2)
+        width, per_signal = n, s * n
         work = work._replace(correlations=_correlations(work, dictionary))
-    if gram is None and work.candidates is None:
-        gram = gram_matrix(dictionary, dtype)
-    diag = table = None
-    if gram is not None:
-        table = gram.astype(dtype).reshape(-1, n)
-        diag = jnp.diagonal(gram, axis1=-2, axis2=-1).astype(dtype).reshape(-1, n)
-    # Atoms themselves are read block by block only where candidates have to be gathered.
-    needs_y = work.correlations is None
-    eps = float(jnp.finfo(dtype).eps)
+    else:
+        width = work.candidates.shape[1]
+        # A shared dictionary with its Gram is read once, whole; otherwise only the candidates are read.
+        if gram is not None and dictionary.ndim == 2:
+            work = work._replace(correlations=_correlations(work, dictionary))
+        reads_atoms = gram is None or work.correlations is None
+        per_signal = width * (width + s + (d if reads_atoms else 0))
+    if work.correlations is not None:
+        work = work._replace(y=jnp.zeros((work.y.shape[0], 0), dtype))
+    # The running norm has an absolute error of some eps: stop only where it is surely within tolerance.
+    slack = ROUNDING * float(jnp.finfo(dtype).eps)
 
     def solve(block: Work) -> Solution:
-        size = block.first.shape[0]
-        allowed = None
         if block.candidates is None:
-            rows_, first, corr = table, block.first, block.correlations
+            rows_, first, corr, allowed = table, block.first, block.correlations, None
+            assert corr is not None
             dg = diag if diag.shape[0] == 1 else diag[block.first // n]
         else:
+            rows_, corr = _at_candidates(block, dictionary, gram)
+            first = jnp.arange(block.first.shape[0], dtype=jnp.int32) * width
+            dg = jnp.diagonal(rows_.reshape(-1, width, width), axis1=1, axis2=2)
             allowed = block.candidates >= 0
-            local = jnp.maximum(block.candidates, 0)
-            index = block.first[:, None] + local
-            first = jnp.arange(size, dtype=jnp.int32) * local.shape[1]
-            chosen = atoms[index].astype(dtype) if gram is None or needs_y else None
-            small = gram_matrix(chosen, dtype) if gram is None else table[index[:, :, None], local[:, None, :]]
-            if needs_y:
-                corr = own_correlations(chosen, block.y[:, None], dtype)[:, 0]
-            else:
-                corr = jnp.take_along_axis(block.correlations, local, 1)
-            dg = jnp.diagonal(small, axis1=1, axis2=2)
-            rows_ = small.reshape(-1, local.shape[1])
         problem = Problem(
             rows=rows_,
             first=first,
@@ -257,8 +268,7 @@ def _in_gram_space(
             correlations=corr / block.norm[:, None],
             weights=_weights(dg, options),
             allowed=allowed,
-            # The running norm has an absolute error of some eps: stop only where it is surely within tolerance.
-            sq_tol=(block.limit / block.norm) ** 2 - ROUNDING * eps,
+            sq_tol=(block.limit / block.norm) ** 2 - slack,
         )
         if algorithm == "non-negative":
             solution = nonnegative.pursue(problem, n_nonzero_coefs=s)
@@ -267,10 +277,29 @@ def _in_gram_space(
             solution = pursue(problem, n_nonzero_coefs=s, selection=options.selection, path=options.path)
         return _from_candidates(solution, block.candidates)
 
-    per_signal = s * n if work.candidates is None else work.candidates.shape[1] * (work.candidates.shape[1] + s)
-    per_signal += work.candidates.shape[1] * d if work.candidates is not None and (gram is None or needs_y) else 0
-    work = work if needs_y else work._replace(y=jnp.zeros((b, 0), dtype))
     return map_blocks(solve, work, per_signal)
+
+
+def _at_candidates(block: Work, dictionary: jax.Array, gram: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Gram rows `[b * K, K]` and correlations `[b, K]` of each signal's candidates."""
+    n, d = dictionary.shape[-2:]
+    dtype = block.norm.dtype
+    assert block.candidates is not None
+    local = jnp.maximum(block.candidates, 0)
+    index = block.first[:, None] + local
+
+    def chosen() -> jax.Array:
+        return dictionary.reshape(-1, d)[index].astype(dtype)
+
+    if gram is None:
+        small = gram_matrix(chosen(), dtype)
+    else:
+        small = gram.reshape(-1, n)[index[:, :, None], local[:, None, :]].astype(dtype)
+    if block.correlations is None:
+        corr = own_correlations(chosen(), block.y[:, None], dtype)[:, 0]
+    else:
+        corr = jnp.take_along_axis(block.correlations, local, 1)
+    return small.reshape(-1, local.shape[1]), corr
 
 
 def _correlations(work: Work, dictionary: jax.Array) -> jax.Array:
@@ -301,6 +330,7 @@ def _by_residual(work: Work, dictionary: jax.Array, s: int, options: Options) ->
             allowed = block.candidates >= 0
             atoms = gather_atoms(table, block.first[:, None] + block.candidates, allowed, dtype)
         if atoms is None:
+            assert shared_diag is not None
             rows_, first, dg = table, block.first, shared_diag
 
             def correlate(residual: jax.Array) -> jax.Array:
@@ -362,19 +392,20 @@ def _finish(
     support = jnp.where(broken[:, None], -1, solution.support)
     n_atoms = jnp.sum(support >= 0, -1, dtype=jnp.int32)
 
-    def scaled(a: jax.Array) -> jax.Array:
-        return a * work.norm.reshape(-1, *[1] * (a.ndim - 1))
+    def like(a: jax.Array, target: jax.Array) -> jax.Array:
+        return a.reshape(-1, *[1] * (target.ndim - 1))
 
-    coef, rnorm = scaled(solution.coef), scaled(jnp.sqrt(solution.sq_norm))
-    rnorm = jnp.where((n_atoms == 0).reshape(-1, *[1] * (rnorm.ndim - 1)), norm.reshape(-1, *[1] * (rnorm.ndim - 1)), rnorm)
-    unresolved = (solution.sq_norm < UNRESOLVED * eps) & (n_atoms > 0).reshape(-1, *[1] * (rnorm.ndim - 1))
+    coef = solution.coef * like(work.norm, solution.coef)
+    rnorm = jnp.sqrt(solution.sq_norm)
+    rnorm = jnp.where(like(n_atoms, rnorm) == 0, like(norm, rnorm), rnorm * like(work.norm, rnorm))
+    unresolved = (solution.sq_norm < UNRESOLVED * eps) & (like(n_atoms, rnorm) > 0)
     coef, rnorm = lax.cond(
         jnp.any(unresolved),
         lambda: _refine(solution, work, atoms, coef, rnorm, unresolved, options),
         lambda: (coef, rnorm),
     )
-    coef = jnp.where(broken.reshape(-1, *[1] * (coef.ndim - 1)), 0, coef)
-    rnorm = jnp.where(broken.reshape(-1, *[1] * (rnorm.ndim - 1)), jnp.nan, rnorm)
+    coef = jnp.where(like(broken, coef), 0, coef)
+    rnorm = jnp.where(like(broken, rnorm), jnp.nan, rnorm)
     last = rnorm[:, -1] if options.path else rnorm
     status = jnp.where(n_atoms == options.n_nonzero_coefs, Status.SPARSITY, Status.EXHAUSTED)
     status = jnp.where(last <= jnp.maximum(limit, 32 * eps * norm), Status.TOLERANCE, status)
@@ -397,7 +428,7 @@ def _refine(
     unresolved: jax.Array,
     options: Options,
 ) -> tuple[jax.Array, jax.Array]:
-    """Iterative refinement of small residuals: `c += (X_S X_S^T)^-1 X_S (y - X_S c)`, twice, and the norm of the result.
+    """Iterative refinement of small residuals: `c += (X_S X_S^T)^-1 X_S (y - X_S c)`, twice, and the resulting norm.
 
     In Gram space a squared norm is a difference of numbers the size of the signal's; this reads the atoms again, but
     only in blocks where some signal needs it.

@@ -124,7 +124,7 @@ def finish(directions: jax.Array, z: jax.Array, support: jax.Array, sq_norm: jax
 
 
 def back_substitute(upper: jax.Array, rhs: jax.Array) -> jax.Array:
-    """`U^-1 rhs` for upper triangular `[b, s, s]` and `[b, s, m]`; batched products, where LAPACK would go one by one."""
+    """`U^-1 rhs` for upper triangular `[b, s, s]` and `[b, s, m]`: batched products, where LAPACK goes one by one."""
     s = upper.shape[1]
     diagonal = jnp.diagonal(upper, axis1=1, axis2=2)
 
