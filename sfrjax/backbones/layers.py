@@ -88,10 +88,15 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 def winograd_kernel(kernel: np.ndarray) -> np.ndarray:
     """G k G^T of a kernel [3, 3, C_in, C_out], as [16, C_in, C_out], for Winograd's F(2x2, 3x3) (arXiv 1509.09308)."""
-    for axis in (0, 1):
-        a, b, c = np.moveaxis(kernel, axis, 0)
-        kernel = np.stack([a, (a + b + c) / 2, (a - b + c) / 2, c], axis)
-    return kernel.reshape(16, *kernel.shape[2:])
+    out = np.empty((4, 4, *kernel.shape[2:]), kernel.dtype)
+
+    def transform(k: Any) -> list[np.ndarray]:  # G k; written out, since large temporaries would show in peak memory
+        return [k[0], (k[0] + k[1] + k[2]) / 2, (k[0] - k[1] + k[2]) / 2, k[2]]
+
+    for i, row in enumerate(transform(kernel)):
+        for j, value in enumerate(transform(row)):
+            out[i, j] = value
+    return out.reshape(16, *kernel.shape[2:])
 
 
 def _winograd_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -175,7 +175,8 @@ def test_metadata_that_is_not_understood_is_refused(checkpoint, metadata, messag
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"PK\x03\x04 no archive at all", b"\x10\0\0\0\0\0\0\0{not json}......", b"x" * 99]
+    "content",
+    [b"", b"PK\x03\x04 no archive at all", b"\x10\0\0\0\0\0\0\0{not json}......", b"\xff" * 8 + b"{", b"x" * 99],
 )
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_unreadable_files(tmp_path, content, suffix):
