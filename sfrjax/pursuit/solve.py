@@ -25,6 +25,7 @@ from sfrjax.pursuit.products import (
 )
 from sfrjax.pursuit.step import ROUNDING, Problem, Solution
 
+REFINEMENTS = 3
 UNRESOLVED = 1e5  # in eps: squared residual norms below this share of the signal's are recomputed from the residual
 COHERENT = 0.5  # mean absolute cosine of atoms from which a call that leaves the algorithm open gets the residual form
 STORED_ROWS = 1 << 28  # most numbers that `rows` may keep at once where there is no blocking (1 GiB in float32)
@@ -428,25 +429,37 @@ def _refine(
     unresolved: jax.Array,
     options: Options,
 ) -> tuple[jax.Array, jax.Array]:
-    """Iterative refinement of small residuals: `c += (X_S X_S^T)^-1 X_S (y - X_S c)`, twice, and the resulting norm.
+    """A few steps of conjugate gradients on the least squares of signals with small residuals, and their true norms.
 
     In Gram space a squared norm is a difference of numbers the size of the signal's; this reads the atoms again, but
-    only in blocks where some signal needs it.
+    only in blocks where some signal needs it. The pursuit's factor preconditions; as it may be wrong by its own size
+    for nearly dependent atoms, its solutions are directions and not steps.
     """
     s, d = coef.shape[-1], work.y.shape[1]
 
     def one(index, used, factor, y, coef, rnorm, unresolved):  # type: ignore[no-untyped-def]
         chosen = gather_atoms(atoms, index, used, y.dtype)
-        better = coef
-        for _ in range(2):
-            error = y - jnp.einsum("bs,bsd->bd", better, chosen, precision=HIGHEST)
+
+        def through(c: jax.Array) -> jax.Array:
+            return jnp.einsum("bs,bsd->bd", c, chosen, precision=HIGHEST)
+
+        better, error = coef, y - through(coef)
+        direction, slope = jnp.zeros_like(coef), jnp.ones(coef.shape[0], y.dtype)
+        for _ in range(REFINEMENTS):
             gradient = jnp.einsum("bsd,bd->bs", chosen, error, precision=HIGHEST)
-            better = better + cho_solve((factor, False), gradient[:, :, None])[:, :, 0]
-            if options.selection == "non-negative":
-                better = jnp.maximum(better, 0)
-        better = jnp.where(jnp.all(jnp.isfinite(better), -1, keepdims=True), better, coef)
-        error = y - jnp.einsum("bs,bsd->bd", better, chosen, precision=HIGHEST)
-        return jnp.where(unresolved[:, None], better, coef), jnp.where(unresolved, _norms(error), rnorm)
+            step = cho_solve((factor, False), gradient[:, :, None])[:, :, 0]
+            last, slope = slope, jnp.sum(gradient * step, -1)
+            direction = step + (slope / jnp.where(last > 0, last, 1))[:, None] * direction
+            image = through(direction)
+            length = jnp.sum(image * image, -1)
+            size = jnp.where((length > 0) & (slope > 0), slope / jnp.where(length > 0, length, 1), 0)[:, None]
+            better, error = better + size * direction, error - size * image
+        if options.selection == "non-negative":
+            better = jnp.maximum(better, 0)
+        before, after = _norms(y - through(coef)), _norms(y - through(better))
+        improved = after <= before  # also False for NaN
+        better = jnp.where((unresolved & improved)[:, None], better, coef)
+        return better, jnp.where(unresolved, jnp.where(improved, after, before), rnorm)
 
     def solve(block):  # type: ignore[no-untyped-def]
         first, support, factor, y, coef, rnorm, unresolved = block

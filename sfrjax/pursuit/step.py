@@ -9,7 +9,7 @@ from jax import lax
 from sfrjax.pursuit.products import HIGHEST
 
 # Both in units of eps, relative to the atom's own size, so that rescaling signals or atoms changes nothing.
-DEPENDENT = 16.0  # an atom whose squared distance to the span of the support is below this share of its squared norm
+DEPENDENT = 32.0  # an atom whose squared distance to the span of the support is below this share of its squared norm
 ROUNDING = 8.0  # a cosine between atom and residual below this is rounding noise (signals have unit norm)
 
 
