@@ -134,9 +134,11 @@ def measure(name: str, batch: int, repeats: int, weights: Path) -> dict[str, obj
         model.to(memory_format=layout)
         torch_run(layout)
         ours, theirs = [], []
+        others = CpuOfOthers()
         for _ in range(repeats):
             ours.append(seconds(lambda: jax.block_until_ready(run(backbone.state, images))))
             theirs.append(seconds(torch_run, layout))
+        cores_taken = others.cores()
 
     errors = []
     for level in LEVELS:
@@ -144,7 +146,25 @@ def measure(name: str, batch: int, repeats: int, weights: Path) -> dict[str, obj
         errors.append(float(np.abs(np.asarray(features[level]) - truth).max() / np.abs(truth).max()))
     row = {"backbone": name, "batch": batch, "sfrjax_s": statistics.median(ours), "torch_s": statistics.median(theirs)}
     row |= {"ratio": row["sfrjax_s"] / row["torch_s"], "max_relative_error": max(errors), "compile_s": compile_s}
-    return row | {"torch_layout": str(layout).removeprefix("torch."), "repeats": repeats}
+    return row | {"torch_layout": str(layout).removeprefix("torch."), "repeats": repeats, "cores_taken": cores_taken}
+
+
+class CpuOfOthers:
+    """How many cores other processes kept busy since it was made: above 0.1, times say little."""
+
+    def __init__(self):
+        self.start = time.perf_counter(), self.busy()
+
+    def busy(self) -> float:
+        try:
+            user, nice, system, _idle, _wait, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
+        except OSError:
+            return float("nan")
+        own = os.times()
+        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK") - own.user - own.system
+
+    def cores(self) -> float:
+        return (self.busy() - self.start[1]) / (time.perf_counter() - self.start[0])
 
 
 def measure_loading(name: str, kind: str, file: Path) -> dict[str, object]:
