@@ -1,4 +1,4 @@
-"""Positions where all images look alike: real features there differ by parts in a thousand, and float32 has little left.
+"""Positions where all images look alike: features there differ by parts in a thousand, and float32 has little left.
 
 A pursuit must then stop at rounding level, not fill its support with directions made of noise.
 """
