@@ -43,11 +43,12 @@ def main() -> None:
     parser.add_argument("--only", choices=sorted({run[1] for run in RUNS}), help="run one category only")
     arguments = parser.parse_args()
 
+    if not DATA.is_dir():
+        raise SystemExit(f"{DATA} not found: put the data there, or name its folder in SFRJAX_DATA")
     rows = []
     for dataset, name, backbone, mode in RUNS:
         if arguments.only in (None, name):
-            root = DATA / "mtd" if dataset == "mtd" else DATA / dataset
-            category = load_dataset(dataset, root, [name])[0]
+            category = load_dataset(dataset, DATA / dataset, [name])[0]
             settings = Settings(**{**PRESETS[dataset], "backbone": backbone, "mode": mode})
             rows += _rows(category, settings)
     result = {

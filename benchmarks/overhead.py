@@ -144,8 +144,7 @@ def _images(scratch: Path) -> tuple[list[Path], list[Path], str]:
 
         category = load_dataset("mvtec", write_demo_set(scratch / "demo"))[0]
         source = f"demo set, {category.name}"
-    test = [sample.image for sample in category.test]
-    return list(category.train), (test * IMAGES)[:IMAGES], source
+    return list(category.train), [sample.image for sample in category.test][:IMAGES], source
 
 
 def _backbones() -> list[tuple[str, Path | None]]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install sfrjax where needed and show what it does, on images it makes itself. Options are passed on to `sfrjax demo`.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-source scripts/venv.sh
-install_project ""
+project="$(cd "$(dirname "$0")/.." && pwd)"
+source "$project/scripts/venv.sh"
+install_project "$project" ""
 exec sfrjax demo "$@"

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/venv.sh
-install_project "[test,lint]"
+install_project . "[test,lint]"
 ruff check .
 ruff format --check .
 mypy

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,7 @@ class Bank:
 
     @property
     def threshold(self) -> float:
-        """Image score above which an image is anomalous (see scoring.threshold_from_nominal)."""
+        """Image score above which an image is anomalous; holds for the bank's own settings (threshold_from_nominal)."""
         return threshold_from_nominal(self.nominal_scores)
 
     def check(self, backbone: Backbone, settings: Settings) -> None:
@@ -100,7 +101,9 @@ def bank_bytes(backbone: Backbone, settings: Settings, n_images: int) -> int:
     return total
 
 
-def build_bank(backbone: Backbone, settings: Settings, batches: Iterable[Batch], n_images: int) -> Bank:
+def build_bank(
+    backbone: Backbone, settings: Settings, batches: Iterable[Batch], n_images: int, batch_size: int
+) -> Bank:
     """Extract the features of the nominal images, batch by batch, into a bank allocated up front.
 
     Args:
@@ -108,13 +111,17 @@ def build_bank(backbone: Backbone, settings: Settings, batches: Iterable[Batch],
         settings: the method's settings.
         batches: nominal images, n_images in all.
         n_images: number of nominal images.
+        batch_size: nominal images scored per step, once the bank is built.
 
     Raises:
         SfrjaxError: the features are not finite.
     """
     shapes = level_shapes(backbone, (settings.image_size, settings.image_size))
     layout = _layout(settings)
-    atoms = {key: _allocate(shapes[level], n_images, pixelwise) for key, (level, pixelwise) in layout.items()}
+    atoms = {
+        key: jnp.zeros(_atoms_shape(shapes[level], n_images, pixelwise), jnp.float32)
+        for key, (level, pixelwise) in layout.items()
+    }
     start = 0
     for batch in batches:
         features = extract(backbone, batch.images)
@@ -141,7 +148,7 @@ def build_bank(backbone: Backbone, settings: Settings, batches: Iterable[Batch],
         reference=_reference(dictionaries, settings),
         nominal_scores=np.zeros(0, np.float32),
     )
-    return _calibrated(bank, shapes)
+    return _calibrated(bank, shapes, batch_size)
 
 
 def save_bank(bank: Bank, path: str | Path) -> None:
@@ -166,7 +173,7 @@ def save_bank(bank: Bank, path: str | Path) -> None:
     }
     text = json.dumps(about, sort_keys=True)
     metadata = {"sfrjax_bank": text, "sha256": _digest(text, tensors)}
-    with replacing(Path(path)) as temporary:
+    with replacing(Path(path), durable=True) as temporary:
         try:
             save_file(tensors, temporary, metadata=metadata)
         except SafetensorError as error:
@@ -192,27 +199,48 @@ def load_bank(path: str | Path) -> Bank:
         raise SfrjaxError(f"{path}: not a whole bank file ({error}); fit again or copy it anew") from error
     if metadata.get("sha256") != _digest(metadata["sfrjax_bank"], tensors):
         raise SfrjaxError(f"{path}: the contents do not match their checksum; fit again or copy it anew")
-    about = json.loads(metadata["sfrjax_bank"])
-    if about["format"] != FORMAT:
-        raise SfrjaxError(
-            f"{path}: a bank of format {about['format']}, made by sfrjax {about['version']}; this version reads "
-            f"format {FORMAT}: fit again"
-        )
+    try:
+        about = json.loads(metadata["sfrjax_bank"])
+        if about["format"] != FORMAT:
+            raise SfrjaxError(f"a bank of format {about['format']}, and this version reads format {FORMAT}")
+        return _assembled(about, tensors)
+    except (SfrjaxError, LookupError, TypeError, ValueError, AttributeError) as error:
+        # The checksum is the file's own: whoever wrote the file may have written anything.
+        raise SfrjaxError(f"{path}: not a bank that sfrjax {__version__} can use ({error}); fit again") from error
+
+
+def _assembled(about: dict[str, Any], tensors: dict[str, np.ndarray]) -> Bank:
+    """A bank from its JSON and tensors; raises ValueError and its like where they do not fit each other."""
     settings = Settings.from_dict(about["settings"])
+    shapes: tuple[LevelShape, ...] = tuple((int(h), int(w), int(c)) for h, w, c in about["shapes"])
+    scores = tensors["nominal_scores"]
+    if len(shapes) != len(settings.levels) or scores.ndim != 1 or not scores.size or not np.isfinite(scores).all():
+        raise ValueError("shapes or nominal scores are wrong")
+    n_images = tensors[f"{settings.levels[0]}.atoms"].shape[-2]
     dictionaries = {}
-    for key in _layout(settings):
-        gram = tensors.pop(f"{key}.gram", None)
-        atoms = jnp.asarray(tensors.pop(f"{key}.atoms"))
-        dictionaries[key] = Dictionary(atoms, None if gram is None else jnp.asarray(gram))
+    for key, (level, pixelwise) in _layout(settings).items():
+        atoms, gram = tensors[f"{key}.atoms"], tensors.get(f"{key}.gram")
+        expected = (
+            atoms.shape
+            if key == "reference"
+            else _atoms_shape(shapes[settings.levels.index(level)], n_images, pixelwise)
+        )
+        if atoms.shape != expected or atoms.shape[-2] != n_images or not np.isfinite(atoms.sum()):
+            raise ValueError(f"the atoms of level {level} are wrong")
+        if (gram is not None) != _keeps_gram(pixelwise, settings) or (
+            gram is not None and gram.shape != (*atoms.shape[:-1], n_images)
+        ):
+            raise ValueError(f"the Gram matrix of level {level} is wrong")
+        dictionaries[key] = Dictionary(jnp.asarray(atoms), None if gram is None else jnp.asarray(gram))
     return Bank(
         settings=settings,
         weights_name=about["weights_name"],
         weights_sha256=about["weights_sha256"],
         preprocess=Preprocess.from_dict(about["preprocess"]),
-        shapes=tuple((h, w, c) for h, w, c in about["shapes"]),
+        shapes=shapes,
         scoring=tuple(dictionaries[str(level)] for level in settings.levels),
         reference=_reference(dictionaries, settings),
-        nominal_scores=tensors["nominal_scores"],
+        nominal_scores=scores,
         version=about["version"],
     )
 
@@ -243,9 +271,9 @@ def _keeps_gram(pixelwise: bool, settings: Settings) -> bool:
     return not pixelwise or settings.sampling == "none"
 
 
-def _allocate(shape: LevelShape, n_images: int, pixelwise: bool) -> jax.Array:
+def _atoms_shape(shape: LevelShape, n_images: int, pixelwise: bool) -> tuple[int, ...]:
     h, w, c = shape
-    return jnp.zeros((h * w, n_images, c) if pixelwise else (n_images, h * w * c), jnp.float32)
+    return (h * w, n_images, c) if pixelwise else (n_images, h * w * c)
 
 
 @partial(jax.jit, static_argnames="pixelwise", donate_argnums=0)
@@ -267,7 +295,7 @@ def _gram(atoms: jax.Array) -> jax.Array:
     return gram
 
 
-def _calibrated(bank: Bank, shapes: dict[Level, LevelShape], batch_size: int = 8) -> Bank:
+def _calibrated(bank: Bank, shapes: dict[Level, LevelShape], batch_size: int) -> Bank:
     """The bank with its leave-one-out nominal scores: each nominal image reconstructed from the other N - 1."""
     settings, n = bank.settings, bank.n_images
     chosen = np.unique(np.linspace(0, n - 1, min(n, CALIBRATION_IMAGES)).round().astype(np.int32))

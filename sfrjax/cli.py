@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from sfrjax.errors import SfrjaxError
-from sfrjax.settings import PRESETS, SAMPLINGS, Settings, parse_level
+from sfrjax.settings import BATCH_SIZE, PRESETS, SAMPLINGS, Settings, parse_level
 from sfrjax.weights.cli import app as weights_app
 
 app = typer.Typer(
@@ -49,7 +49,7 @@ def fit(
     s: S = None,
     eps: Eps = DEFAULTS.eps,
     seed: Seed = DEFAULTS.seed,
-    batch_size: BatchSize = 8,
+    batch_size: BatchSize = BATCH_SIZE,
 ) -> None:
     """Build a memory bank from nominal images."""
     settings = _settings({}, backbone, levels, reference, sampling, mode, s_ref, s, eps, seed)
@@ -73,7 +73,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Images: files, or folders searched recursively.")],
     out: Annotated[Path, typer.Option(help="Folder for scores.json, scores.csv, maps/ and overlays/.")],
     weights: Weights = None,
-    batch_size: BatchSize = 8,
+    batch_size: BatchSize = BATCH_SIZE,
 ) -> None:
     """Localise anomalies: float32 maps at the original image size, overlays, scores."""
     from sfrjax.bank import load_bank
@@ -84,7 +84,8 @@ def predict(
     n_anomalous = sum(row["anomalous"] for row in run.rows)
     typer.echo(f"{len(run.rows)} images, {n_anomalous} above the threshold {loaded.threshold:.4g}")
     typer.echo(f"Scores: {out / 'scores.json'}, {out / 'scores.csv'}")
-    typer.echo(f"Maps: {out / 'maps'}; overlays: {out / 'overlays'}")
+    if run.rows:
+        typer.echo(f"Maps: {out / 'maps'}; overlays: {out / 'overlays'}")
     if run.skipped:
         listing = "\n".join(f"  {reason}" for _, reason in run.skipped)
         total = len(run.rows) + len(run.skipped)
@@ -108,7 +109,7 @@ def evaluate(
     s: S = None,
     eps: Eps = DEFAULTS.eps,
     seed: Seed = DEFAULTS.seed,
-    batch_size: BatchSize = 8,
+    batch_size: BatchSize = BATCH_SIZE,
 ) -> None:
     """Fit and measure on a data set: pixel AUROC, AUPRO, image AUROC. Settings are the paper's for the data set."""
     if method not in METHODS:

@@ -53,8 +53,10 @@ def image_batches(
         skipped: where given, unreadable images are appended to it and left out.
 
     Raises:
-        SfrjaxError: an image cannot be read and `skipped` is not given.
+        SfrjaxError: an image cannot be read and `skipped` is not given, or batch_size is below 1.
     """
+    if batch_size < 1:
+        raise SfrjaxError(f"--batch-size {batch_size}: give at least 1")
     buffer = np.zeros((batch_size, size, size, 3), np.uint8)
     names: list[Path] = []
     shapes: list[tuple[int, int]] = []

@@ -5,36 +5,35 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from sfrjax.errors import SfrjaxError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well, and is removed when it does not.
+
+    Missing folders are made. A link is followed. With `durable` the content is on the disk before it takes the place.
 
     Raises:
         SfrjaxError: the folder cannot be written or the disk is full; what `path` held before is untouched.
     """
-    temporary = None
+    target = path.resolve()
+    temporary = target.with_name(f".{uuid4().hex}.part")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        temporary = Path(name)
-        os.close(handle)
-        # mkstemp makes the file private; give it the permissions an ordinary new file would have.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
+        if durable:
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+        temporary.replace(target)
     except OSError as error:
         raise SfrjaxError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
     finally:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def output_folder(path: Path) -> Path:

@@ -17,13 +17,13 @@ from sfrjax.backbones import Backbone, load_backbone
 from sfrjax.bank import Bank, bank_bytes, build_bank
 from sfrjax.datasets import Category
 from sfrjax.datasets.images import image_shape, list_images, read_mask
+from sfrjax.errors import SfrjaxError
 from sfrjax.features import Batch, Skipped, extract, image_batches
 from sfrjax.metrics import aupro, auroc, pixel_auroc
 from sfrjax.reconstruction import residual_norms
 from sfrjax.scoring import anomaly_maps, resize_map
-from sfrjax.settings import Settings
+from sfrjax.settings import BATCH_SIZE, Settings
 
-BATCH_SIZE = 8
 T = TypeVar("T")
 
 
@@ -87,14 +87,15 @@ def fit(
     settings = settings or Settings()
     paths = list_images(images)
     settings.check_bank_size(len(paths), os.path.commonpath([path.absolute().parent for path in paths]))
-    backbone = backbone or load_backbone(settings.backbone, levels=settings.feature_levels, weights=weights)
+    backbone = _network(settings, backbone, weights)
+    size = bank_bytes(backbone, settings, len(paths))
     if progress:
-        size = bank_bytes(backbone, settings, len(paths))
         print(f"Memory bank: {len(paths)} nominal images, {size / 1e6:.0f} MB", file=sys.stderr)
+    _check_memory(size)
     batch_size = min(batch_size, len(paths))
     batches = image_batches(paths, size=settings.image_size, batch_size=batch_size)
     tracked = _tracked(batches, "Fitting", len(paths), lambda batch: len(batch.paths), shown=progress)
-    return build_bank(backbone, settings, tracked, len(paths))
+    return build_bank(backbone, settings, tracked, len(paths), batch_size)
 
 
 def predict(
@@ -108,12 +109,13 @@ def predict(
     skipped: list[Skipped] | None = None,
     progress: bool = False,
 ) -> Iterator[Prediction]:
-    """Localise anomalies, image by image, in the order given (folders sorted by name).
+    """Localise anomalies, image by image, in natural order of the paths (`im2` before `im10`), each once.
 
     Args:
         bank: from `fit` or `load_bank`.
         images: a folder (searched recursively), or files and folders.
-        settings: the bank's own where None; sampling, s_ref, s, eps, sigma and seed may differ from them.
+        settings: the bank's own where None; sampling, s_ref, s, eps, sigma and seed may differ from them, but
+            bank.threshold holds for the bank's own only.
         weights: file of network weights, where `fit` was given one.
         backbone: a network loaded for settings.feature_levels, instead of loading one here.
         batch_size: images per step.
@@ -121,12 +123,12 @@ def predict(
         progress: show a progress bar on standard error.
 
     Raises:
-        SfrjaxError: no images, other weights or settings than the bank's, or an unreadable image while
-            `skipped` is not given.
+        SfrjaxError: when the first prediction is asked for: no images, other weights or settings than the bank's;
+            later: an unreadable image while `skipped` is not given.
     """
     settings = settings or bank.settings
     paths = list_images(images)
-    backbone = backbone or load_backbone(settings.backbone, levels=settings.feature_levels, weights=weights)
+    backbone = _network(settings, backbone, weights)
     bank.check(backbone, settings)
     batches = image_batches(paths, size=settings.image_size, batch_size=min(batch_size, len(paths)), skipped=skipped)
     predictions = _predictions(bank, backbone, settings, batches)
@@ -146,8 +148,15 @@ def localise(
 
     Returns:
         maps float32 [B, size, size] and image scores float32 [B], on the device, not yet waited for.
+
+    Raises:
+        SfrjaxError: images of another type or shape, or a network or settings other than the bank's.
     """
     settings = settings or bank.settings
+    bank.check(backbone, settings)
+    side = settings.image_size
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (side, side, 3):
+        raise SfrjaxError(f"images must be uint8 [B, {side}, {side}, 3]; got {images.dtype} {list(images.shape)}")
     features = extract(backbone, images)
     reference = bank.reference if settings.sampling == "subspace" else None
     norms = residual_norms(
@@ -179,13 +188,28 @@ def evaluate(
         SfrjaxError: as in `fit`, or a mask that is missing or of another size than its image.
     """
     settings = settings or Settings()
-    masks = read_masks(category)  # first, so that a bad one is found before the work
-    backbone = backbone or load_backbone(settings.backbone, levels=settings.feature_levels, weights=weights)
+    check_category(category, settings)
+    backbone = _network(settings, backbone, weights)
     common: dict[str, Any] = {"backbone": backbone, "batch_size": batch_size, "progress": progress}
     bank = fit(category.train, settings, **common)
     found = {p.path: p for p in predict(bank, [sample.image for sample in category.test], settings, **common)}
+    threshold = bank.threshold
+    del bank  # the metrics need its memory
     predictions = tuple(found[sample.image] for sample in category.test)
-    return Evaluation(category, measure(category, predictions, masks), predictions, masks, bank.threshold)
+    masks = read_masks(category)
+    return Evaluation(category, measure(category, predictions, masks), predictions, masks, threshold)
+
+
+def check_category(category: Category, settings: Settings) -> None:
+    """What can be wrong with a category, found before any work; reads headers only.
+
+    Raises:
+        SfrjaxError: too few nominal images for the settings, or a mask of another size than its image.
+    """
+    settings.check_bank_size(len(category.train), f"{category.name} ({category.train[0].parent})")
+    for sample in category.test:
+        if sample.mask is not None and image_shape(sample.mask) != image_shape(sample.image):
+            read_mask(sample.mask, threshold=category.mask_threshold, shape=image_shape(sample.image))
 
 
 def measure(category: Category, predictions: Sequence[Prediction], masks: Sequence[np.ndarray] | None) -> Metrics:
@@ -221,6 +245,30 @@ def _defined(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
+def _network(settings: Settings, backbone: Backbone | None, weights: str | Path | None) -> Backbone:
+    """The network given, if it is the one that the settings mean; otherwise loaded."""
+    if backbone is None:
+        return load_backbone(settings.backbone, levels=settings.feature_levels, weights=weights)
+    if backbone.name != settings.backbone or not set(settings.feature_levels) <= set(backbone.levels):
+        raise SfrjaxError(
+            f"the backbone given is {backbone.name} with levels {backbone.levels}, but the settings need "
+            f"{settings.backbone} with levels {settings.feature_levels}"
+        )
+    return backbone
+
+
+def _check_memory(size: int) -> None:
+    """Raise SfrjaxError where a bank of `size` bytes cannot fit; accelerators say so themselves."""
+    if jax.default_backend() != "cpu" or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise SfrjaxError(
+            f"the memory bank would need {size / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f} GB; "
+            "give fewer nominal images, fewer or deeper --levels, or a smaller --backbone"
+        )
+
+
 def _predictions(bank: Bank, backbone: Backbone, settings: Settings, batches: Iterable[Batch]) -> Iterator[Prediction]:
     """Dispatch a batch, then hand out the one before it, so that the host's work overlaps with the device's."""
     previous: tuple[Batch, jax.Array, jax.Array] | None = None
@@ -249,3 +297,4 @@ def _tracked(
         for item in items:
             yield item
             progress.advance(task, amount(item))
+        progress.update(task, completed=total)  # what was skipped is done, too

@@ -45,7 +45,7 @@ def residual_norms(
         reference: dictionary of the reference level; None unless sampling is "subspace".
         features: per scoring level, float32 [B, h, w, c].
         reference_features: float32 [B, h, w, c]; None unless sampling is "subspace".
-        allowed: int32 [B, N], nominal images that may be used, -1 elsewhere; all where None.
+        allowed: int32 [B, N], i in column i where nominal image i may be used, -1 elsewhere; all may where None.
         settings: the method's settings.
 
     Returns:
@@ -76,8 +76,7 @@ def _support(
             reference.atoms, reference.gram, signals, s_ref=settings.s_ref, eps=settings.eps, candidates=allowed
         )
     if settings.sampling == "random":
-        drawn = random_support(n_images, s_ref=settings.s_ref, seed=settings.seed)
-        return drawn[None] if allowed is None else allowed[:, drawn]
+        return random_support(n_images, s_ref=settings.s_ref, seed=settings.seed, candidates=allowed)
     return allowed
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageDraw
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from scipy.ndimage import binary_erosion
 
@@ -61,12 +63,12 @@ def print_metrics(metrics: dict[str, Metrics]) -> None:
     table = Table()
     for i, header in enumerate(("category", "pixel AUROC", "AUPRO", "image AUROC")):
         table.add_column(header, justify="right" if i else "left")
-    rows = dict(metrics)
-    if len(metrics) > 1:
-        rows["mean"] = mean_metrics(list(metrics.values()))
-    for name, row in rows.items():
+    rows = [(escape(name), row) for name, row in metrics.items()]
+    if len(rows) > 1:
+        rows.append(("mean", mean_metrics(list(metrics.values()))))
+    for i, (name, row) in enumerate(rows, 1):
         values = ["-" if value is None else f"{100 * value:.2f}" for value in row]
-        table.add_row(name, *values, end_section=name == list(metrics)[-1])
+        table.add_row(name, *values, end_section=i == len(metrics))
     Console().print(table)
 
 
@@ -75,15 +77,18 @@ def output_stems(paths: Sequence[Path]) -> list[Path]:
 
     Folders below the images' common one are kept; where two images differ in extension only, it stays in the name.
     """
-    common = os.path.commonpath([path.resolve().parent for path in paths])
-    relative = [path.resolve().relative_to(common) for path in paths]
-    bare = [path.with_suffix("") for path in relative]
-    return [stem if bare.count(stem) == 1 else path for stem, path in zip(bare, relative, strict=True)]
+    whole = [Path(os.path.abspath(path)) for path in paths]  # not resolved: an image is known by its own name
+    common = os.path.commonpath([path.parent for path in whole])
+    whole = [path.relative_to(common) for path in whole]
+    stems = [path.with_suffix("") for path in whole]
+    # A name kept whole may be another one's stem (x.png beside x.png.png), so until no two are alike.
+    while len(count := Counter(stems)) < len(stems):
+        stems = [stem if count[stem] == 1 else path for stem, path in zip(stems, whole, strict=True)]
+    return stems
 
 
 def write_map(path: Path, anomaly_map: np.ndarray) -> None:
     """A float32 [height, width] map as a TIFF, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         tifffile.imwrite(temporary, anomaly_map, compression="zlib")
 
@@ -115,18 +120,17 @@ def overlay(prediction: Prediction, threshold: float, mask: np.ndarray | None = 
 
 def write_picture(path: Path, picture: Image.Image) -> None:
     """A PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        picture.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG", compress_level=1)  # twice as fast as the default, a little larger
 
 
 def write_evaluation_pictures(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """An overlay of every test image in folder/<defect>_<name>.png."""
+    """An overlay of every test image in folder/<defect>/<name>.png."""
     category, written = evaluation.category, []
-    stems = output_stems([sample.image for sample in category.test])
+    stems = output_stems([Path(sample.defect, sample.image.name) for sample in category.test])
     masks = evaluation.masks or [None] * len(stems)
     for sample, prediction, stem, mask in zip(category.test, evaluation.predictions, stems, masks, strict=True):
-        path = folder / f"{sample.defect}_{stem.name}.png"
+        path = folder / sample.defect / f"{stem.name}.png"
         write_picture(path, overlay(prediction, evaluation.threshold, mask))
         written.append(path)
     return written
@@ -134,7 +138,7 @@ def write_evaluation_pictures(evaluation: Evaluation, folder: Path) -> list[Path
 
 def contact_sheet(pictures: Sequence[tuple[str, Path]], columns: int) -> Image.Image:
     """Overlays in a grid, each under its caption."""
-    opened = [(caption, Image.open(path)) for caption, path in pictures]
+    opened = [(caption, open_rgb(path)) for caption, path in pictures]
     width = max(picture.width for _, picture in opened)
     height = max(picture.height for _, picture in opened) + 16
     rows = -(-len(opened) // columns)
@@ -159,7 +163,10 @@ def write_scores(folder: Path, rows: list[dict[str, Any]], skipped: Sequence[Ski
         "version": __version__,
     }
     write_json(folder / "scores.json", content)
-    with replacing(folder / "scores.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(folder / "scores.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.DictWriter(file, ["image", "score", "anomalous", "map", "overlay"])
         writer.writeheader()
         writer.writerows(rows)

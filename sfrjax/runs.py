@@ -10,9 +10,10 @@ from sfrjax.bank import Bank
 from sfrjax.datasets import load_dataset
 from sfrjax.datasets.demo import write_demo_set
 from sfrjax.datasets.images import list_images
+from sfrjax.errors import SfrjaxError
 from sfrjax.features import Skipped
 from sfrjax.files import output_folder
-from sfrjax.pipeline import BATCH_SIZE, Metrics, evaluate, predict
+from sfrjax.pipeline import Metrics, check_category, evaluate, predict
 from sfrjax.report import (
     contact_sheet,
     evaluation_results,
@@ -24,7 +25,7 @@ from sfrjax.report import (
     write_picture,
     write_scores,
 )
-from sfrjax.settings import Settings
+from sfrjax.settings import BATCH_SIZE, Settings
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,12 @@ def evaluate_dataset(
     backbone = load_backbone(settings.backbone, levels=settings.feature_levels, weights=weights)
     run = EvaluationRun({}, {})
     for category in loaded:
+        check_category(category, settings)  # all of them first: the last one's mask should not cost the others' hours
+    for category in loaded:
         evaluation = evaluate(category, settings, backbone=backbone, batch_size=batch_size, progress=progress)
         run.metrics[category.name] = evaluation.metrics
         run.pictures[category.name] = write_evaluation_pictures(evaluation, out / "overlays" / category.name)
+        del evaluation  # its maps, before the next category's come
     write_json(out / "results.json", evaluation_results(run.metrics, settings, dataset, backbone))
     return run
 
@@ -94,8 +98,13 @@ def predict_images(
     for prediction in predict(bank, paths, skipped=run.skipped, **options):
         map_path = Path("maps", f"{stems[prediction.path]}.tiff")
         overlay_path = Path("overlays", f"{stems[prediction.path]}.png")
+        try:
+            picture = overlay(prediction, bank.threshold)
+        except SfrjaxError as error:  # the image was there for the map, and is no more
+            run.skipped.append(Skipped(prediction.path, str(error)))
+            continue
         write_map(out / map_path, prediction.anomaly_map)
-        write_picture(out / overlay_path, overlay(prediction, bank.threshold))
+        write_picture(out / overlay_path, picture)
         run.rows.append(
             {
                 "image": str(prediction.path),
@@ -122,6 +131,6 @@ def demo(out: str | Path = "sfrjax-demo", *, progress: bool = False) -> Evaluati
     chosen: dict[str, Path] = {}
     for product, paths in run.pictures.items():
         for path in paths:
-            chosen.setdefault(f"{product}: {path.stem.rpartition('_')[0]}", path)
+            chosen.setdefault(f"{product}: {path.parent.name}", path)
     write_picture(out / "overview.png", contact_sheet(list(chosen.items()), columns=3))
     return run

@@ -33,6 +33,21 @@ def subspace_support(
     return code.support
 
 
-def random_support(n_images: int, *, s_ref: int, seed: int) -> jax.Array:
-    """Random sampling, the paper's control: int32 [s_ref], one draw without replacement for all test images."""
-    return jnp.asarray(np.sort(np.random.default_rng(seed).choice(n_images, s_ref, replace=False)), jnp.int32)
+def random_support(n_images: int, *, s_ref: int, seed: int, candidates: jax.Array | None = None) -> jax.Array:
+    """Random sampling, the paper's control: the first s_ref of one random order of the nominal images.
+
+    Args:
+        n_images: N, the number of nominal images.
+        s_ref: number of nominal images to keep.
+        seed: decides the order, which is the same for all test images.
+        candidates: int32 [B, N], i in column i where image i may be used, -1 elsewhere; all may where None.
+
+    Returns:
+        int32 [1, s_ref], or [B, s_ref] with candidates: indices of nominal images, -1 where they ran out.
+    """
+    order = np.random.default_rng(seed).permutation(n_images).astype(np.int32)
+    if candidates is None:
+        return jnp.asarray(order[None, :s_ref])
+    shuffled = candidates[:, order]
+    usable_first = jnp.argsort(shuffled < 0, axis=1, stable=True)
+    return jnp.take_along_axis(shuffled, usable_first[:, :s_ref], axis=1)

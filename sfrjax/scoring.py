@@ -58,11 +58,11 @@ def anomaly_maps(norms: tuple[jax.Array, ...], *, size: int, sigma: float) -> tu
 def threshold_from_nominal(scores: np.ndarray) -> float:
     """The image score above which an image is called anomalous: the largest leave-one-out score of a nominal image.
 
-    For exchangeable images the next nominal one exceeds it with probability 1 / (N + 1). An anomaly map is in the
+    For exchangeable images the next nominal one exceeds it with probability 1 / (M + 1). An anomaly map is in the
     same unit as the image score, so the threshold also bounds the anomalous region.
 
     Args:
-        scores: float [N], each nominal image scored against the other N - 1.
+        scores: float [M], nominal images each scored against all the others.
     """
     return float(scores.max())
 

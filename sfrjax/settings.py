@@ -1,5 +1,6 @@
 """What a run is made of: the method's settings, and the paper's presets (arXiv 2309.13904, section IV-A)."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -7,6 +8,7 @@ from sfrjax.errors import SfrjaxError
 
 Level = int | str
 LEVELS: tuple[Level, ...] = (1, 2, 3, 4, "last")
+BATCH_SIZE = 8  # images per step, unless said otherwise
 SAMPLINGS = ("subspace", "random", "none")
 MODES = ("full", "pixel")
 
@@ -47,6 +49,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", tuple(self.levels))  # hashable, whatever sequence was given
         if not self.levels or len(set(self.levels)) != len(self.levels) or not set(self.levels) <= set(LEVELS):
             raise SfrjaxError(f"--levels {_spell(self.levels)}: give one or more different levels of {_spell(LEVELS)}")
         if self.reference not in LEVELS:
@@ -60,11 +63,13 @@ class Settings:
                 f"--s {self.s} is larger than --s-ref {self.s_ref}: a reconstruction cannot use more atoms than "
                 "sampling keeps; lower --s, raise --s-ref, or use --sampling none"
             )
-        if not self.eps >= 0:
+        if not (math.isfinite(self.eps) and self.eps >= 0):
             raise SfrjaxError(f"--eps {self.eps}: give a number >= 0")
+        if self.seed < 0:
+            raise SfrjaxError(f"--seed {self.seed}: give a whole number >= 0")
         if self.image_size < 32:
             raise SfrjaxError(f"image_size {self.image_size}: the networks need at least 32 pixels")
-        if not self.sigma > 0:
+        if not (math.isfinite(self.sigma) and self.sigma > 0):
             raise SfrjaxError(f"sigma {self.sigma}: give a number > 0")
 
     @property
@@ -74,7 +79,9 @@ class Settings:
         return (*self.levels, self.reference) if extra else self.levels
 
     def check_bank_size(self, n_images: int, source: str) -> None:
-        """Raise SfrjaxError where sampling asks for more nominal images than there are."""
+        """Raise SfrjaxError for fewer nominal images than a threshold needs, or than sampling asks for."""
+        if n_images < 2:
+            raise SfrjaxError(f"one nominal image in {source}: at least 2 are needed, to score each against the others")
         if self.sampling != "none" and self.s_ref > n_images:
             raise SfrjaxError(
                 f"--s-ref {self.s_ref} is larger than the {n_images} nominal images in {source}; "
@@ -91,7 +98,7 @@ class Settings:
         expected = set(cls.__dataclass_fields__)
         if set(values) != expected:
             raise SfrjaxError(f"settings do not fit this version: {_spell(sorted(set(values) ^ expected))}")
-        return cls(**{**values, "levels": tuple(values["levels"])})
+        return cls(**values)
 
 
 # The paper's settings per data set; a plain folder takes MVTec AD's.
@@ -99,17 +106,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mvtec": {"levels": (2, 3), "reference": 4, "s_ref": 40, "s": 17},
     "btad": {"levels": (2, 3), "reference": 4, "s_ref": 36, "s": 11},
     "mtd": {"levels": (2, 3, 4), "reference": "last", "s_ref": 10, "s": 7},
-    "folder": {"levels": (2, 3), "reference": 4, "s_ref": 40, "s": 17},
 }
+PRESETS["folder"] = PRESETS["mvtec"]
 
 
 def parse_level(text: str) -> Level:
     """A level from its spelling on the command line: 1, 2, 3, 4 or last."""
-    return "last" if text == "last" else int(text) if text.isdigit() else _bad_level(text)
-
-
-def _bad_level(text: str) -> Level:
-    raise SfrjaxError(f"level {text!r}: give one of {_spell(LEVELS)}")
+    levels = {str(level): level for level in LEVELS}
+    if text.strip() not in levels:
+        raise SfrjaxError(f"level {text!r}: give one of {_spell(LEVELS)}")
+    return levels[text.strip()]
 
 
 def _one_of(option: str, value: str, choices: tuple[str, ...]) -> None:

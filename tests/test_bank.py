@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from sfrjax.backbones import load_backbone
-from sfrjax.bank import bank_bytes, load_bank, save_bank
+from sfrjax.bank import _digest, bank_bytes, load_bank, save_bank
 from sfrjax.errors import SfrjaxError
 from sfrjax.pipeline import fit, predict
 from sfrjax.settings import Settings
@@ -38,10 +38,7 @@ def bank(nominal):
 @pytest.mark.parametrize(
     "settings",
     [
-        SETTINGS,
-        replace(SETTINGS, levels=(3, 4)),
         replace(SETTINGS, levels=(3, "last"), reference="last"),
-        replace(SETTINGS, mode="pixel"),
         replace(SETTINGS, mode="pixel", levels=(4,)),
         replace(SETTINGS, mode="pixel", sampling="none"),
         replace(SETTINGS, sampling="random"),
@@ -124,8 +121,6 @@ def test_a_foreign_file_is_refused(tmp_path, bank):
 
 def test_another_format_is_refused_by_name(tmp_path, bank):
     def rewrite(path):
-        from sfrjax.bank import _digest
-
         with safe_open(path, "numpy") as file:
             about = json.loads(file.metadata()["sfrjax_bank"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -180,7 +175,53 @@ def test_s_ref_larger_than_the_bank_is_refused(nominal):
         fit(nominal, Settings())
 
 
-def test_a_single_nominal_image_is_enough(nominal):
-    bank = fit(nominal / "0.png", Settings(levels=(3,), sampling="none", s=1))
-    assert bank.n_images == 1
-    assert np.isfinite(bank.threshold)
+def test_a_single_nominal_image_is_refused(nominal):
+    with pytest.raises(SfrjaxError, match="at least 2"):
+        fit(nominal / "0.png", Settings(levels=(3,), sampling="none", s=1))
+
+
+@pytest.mark.parametrize(("mode", "sampling"), [("full", "subspace"), ("pixel", "none"), ("full", "random")])
+def test_nominal_scores_are_those_of_banks_without_the_image(nominal, mode, sampling):
+    settings = Settings(levels=(4,), reference=3, s_ref=4, s=2, mode=mode, sampling=sampling)
+    paths = sorted(nominal.iterdir())
+    scores = fit(paths, settings).nominal_scores
+    others = paths[:4] + paths[5:]
+    if sampling == "random":
+        # Four of the other five, in the seed's order: a bank of those alone, without sampling.
+        others = [paths[i] for i in np.random.default_rng(0).permutation(6) if i != 4][:4]
+        settings = replace(settings, sampling="none")
+    rest = fit(others, settings)
+    (prediction,) = predict(rest, paths[4])
+    np.testing.assert_allclose(scores[4], prediction.score, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about, tensors: about.pop("shapes"),
+        lambda about, tensors: about.update(shapes=[[2, 2, 2]]),
+        lambda about, tensors: about.update(shapes=None),
+        lambda about, tensors: about["settings"].update(s="x"),
+        lambda about, tensors: about["settings"].update(levels=[2]),
+        lambda about, tensors: tensors.pop("nominal_scores"),
+        lambda about, tensors: tensors.update(nominal_scores=np.zeros(0, np.float32)),
+        lambda about, tensors: tensors.pop("3.gram"),
+        lambda about, tensors: tensors.update({"3.gram": tensors["3.gram"][:4]}),
+        lambda about, tensors: tensors.update({"3.atoms": tensors["3.atoms"][0]}),
+        lambda about, tensors: tensors.update({"3.atoms": tensors["3.atoms"] * np.nan}),
+        lambda about, tensors: tensors.update({"reference.atoms": tensors["reference.atoms"][:4]}),
+    ],
+)
+def test_a_file_with_a_valid_checksum_but_wrong_content_is_refused(tmp_path, bank, change):
+    """The checksum is the file's own: anybody can write one."""
+
+    def rewrite(path):
+        with safe_open(path, "numpy") as file:
+            about = json.loads(file.metadata()["sfrjax_bank"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        change(about, tensors)
+        tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+        text = json.dumps(about)
+        save_file(tensors, path, metadata={"sfrjax_bank": text, "sha256": _digest(text, tensors)})
+
+    assert "fit again" in _broken(tmp_path, bank, rewrite)

@@ -102,7 +102,7 @@ def test_predict_writes_scores_maps_and_overlays(capsys, parts, bank, tmp_path):
             y, x = np.unravel_index(anomaly_map.argmax(), anomaly_map.shape)
             assert 15 <= y <= 45
             assert 15 <= x <= 45
-    assert "3 above the threshold" in out or "images" in out
+    assert f"{sum(row['anomalous'] for row in scores['images'])} above the threshold" in out
 
 
 def test_predict_skips_what_it_cannot_read_and_says_so(capsys, copy, bank, tmp_path):
@@ -116,6 +116,33 @@ def test_predict_skips_what_it_cannot_read_and_says_so(capsys, copy, bank, tmp_p
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert len(scores["images"]) == 5
     assert len(scores["skipped"]) == 2
+
+
+def test_predict_goes_on_past_a_broken_link(capsys, copy, bank, tmp_path):
+    (copy / "test" / "good" / "7.png").symlink_to(tmp_path / "nowhere.png")
+    status, _, err = run(capsys, "predict", bank, copy / "test", "--out", tmp_path / "out")
+    assert status == 1
+    assert "good/7.png" in err
+    assert len(json.loads((tmp_path / "out" / "scores.json").read_text())["images"]) == 6
+
+
+def test_predict_with_nothing_readable_says_so(capsys, bank, tmp_path):
+    (tmp_path / "a.png").write_text("no image")
+    status, out, err = run(capsys, "predict", bank, tmp_path / "a.png", "--out", tmp_path / "out")
+    assert status == 1
+    assert "1 of 1 images" in err
+    assert "Maps" not in out
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["images"] == []
+
+
+def test_names_that_are_not_utf8_are_kept(capsys, bank, tmp_path):
+    name = os.fsdecode(b"a\xff.png")
+    textured(np.random.default_rng(2)).save(tmp_path / "b.png")
+    (tmp_path / "b.png").rename(tmp_path / name)
+    status, _, _ = run(capsys, "predict", bank, tmp_path / name, "--out", tmp_path / "out")
+    assert status == 0
+    assert b"a\xff.png" in (tmp_path / "out" / "scores.csv").read_bytes()
+    assert json.loads((tmp_path / "out" / "scores.json").read_text())["images"][0]["image"].endswith(name)
 
 
 def test_images_of_the_same_name_are_kept_apart(capsys, bank, tmp_path):
@@ -180,6 +207,9 @@ def test_bad_input_is_one_clear_sentence(capsys, copy, bank, tmp_path):
         (fit_arguments(tmp_path, copy / "nominal", "--s-ref", "9"), ["--s-ref 9", "8 nominal images"]),
         (fit_arguments(tmp_path, copy / "nominal", "--levels", "7"), ["--levels 7"]),
         (fit_arguments(tmp_path, copy / "nominal", "--levels", "deep"), ["deep"]),
+        (fit_arguments(tmp_path, copy / "nominal", "--levels", "²"), ["²"]),
+        (fit_arguments(tmp_path, copy / "nominal", "--sampling", "random", "--seed", "-1"), ["--seed -1"]),
+        (fit_arguments(tmp_path, copy / "nominal", "--eps", "inf"), ["--eps inf"]),
         (fit_arguments(tmp_path, copy / "nominal", "--backbone", "vgg"), ["vgg"]),
         (fit_arguments(tmp_path, copy / "nominal", "--weights", nowhere), ["nowhere"]),
         (["predict", nowhere, copy / "test", "--out", tmp_path / "out"], ["nowhere", "sfrjax fit"]),
@@ -239,6 +269,10 @@ def test_an_output_that_cannot_be_written_is_named_before_the_work(capsys, parts
     status, _, err = run(capsys, "fit", parts / "nominal", "--out", tmp_path, *SMALL)
     assert status == 1
     assert "is a folder" in err
+    (tmp_path / "maps").write_text("in the way")
+    status, _, err = run(capsys, "predict", bank, parts / "test", "--out", tmp_path)
+    assert status == 1
+    assert "cannot be written" in err
 
 
 def test_the_command_is_installed_and_starts_without_loading_jax():

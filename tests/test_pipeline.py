@@ -11,6 +11,7 @@ from sfrjax.backbones import load_backbone
 from sfrjax.datasets import load_dataset
 from sfrjax.datasets.demo import write_demo_set
 from sfrjax.datasets.images import read_image
+from sfrjax.errors import SfrjaxError
 from sfrjax.pipeline import evaluate, fit, localise, measure, predict, read_masks
 from sfrjax.settings import PRESETS, Settings
 
@@ -86,6 +87,20 @@ def test_predict_and_localise_agree(demo, network):
     for row, prediction in enumerate(sorted(predict(bank, paths, backbone=network), key=lambda p: paths.index(p.path))):
         np.testing.assert_allclose(prediction.score, scores[row], rtol=1e-6)
         np.testing.assert_allclose(prediction.anomaly_map, maps[row], rtol=1e-6)  # demo images are 256 x 256
+
+
+def test_what_does_not_belong_together_is_refused(demo, network):
+    bank = fit(demo.train[:40], backbone=network)
+    image = np.zeros((1, 256, 256, 3), np.uint8)
+    with pytest.raises(SfrjaxError, match="uint8"):
+        localise(bank, network, image / np.float32(255))
+    with pytest.raises(SfrjaxError, match="uint8"):
+        localise(bank, network, image[:, :128])
+    shallow = load_backbone("efficientnet_lite0", levels=(2,))
+    with pytest.raises(SfrjaxError, match="the backbone given"):
+        fit(demo.train, backbone=shallow)
+    with pytest.raises(SfrjaxError, match="the backbone given"):
+        list(predict(bank, demo.train[:1], backbone=replace(network, name="resnet50")))
 
 
 @pytest.mark.parametrize(

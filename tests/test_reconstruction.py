@@ -58,7 +58,7 @@ def test_residual_norms_equal_the_papers_algorithm(made_up, mode, sampling):
         settings=settings,
     )
     if sampling == "random":
-        drawn = np.asarray(random_support(N, s_ref=6, seed=0))
+        drawn = np.asarray(random_support(N, s_ref=6, seed=0))[0]
         levels = [a[drawn] for a in levels]
     for image in range(3):
         expected = reference.residual_norms(
@@ -101,12 +101,17 @@ def test_images_that_are_not_allowed_are_not_used(made_up, mode, sampling):
 
 
 def test_random_support_is_a_draw_without_replacement_that_the_seed_decides():
-    first = np.asarray(random_support(50, s_ref=20, seed=1))
+    first = np.asarray(random_support(50, s_ref=20, seed=1))[0]
     assert len(set(first.tolist())) == 20
     assert first.min() >= 0
     assert first.max() < 50
-    np.testing.assert_array_equal(first, random_support(50, s_ref=20, seed=1))
-    assert (first != np.asarray(random_support(50, s_ref=20, seed=2))).any()
+    np.testing.assert_array_equal(first, random_support(50, s_ref=20, seed=1)[0])
+    assert (first != np.asarray(random_support(50, s_ref=20, seed=2))[0]).any()
+    # Without image first[3] the draw closes up: one more image takes the place at the end.
+    allowed = np.where(np.arange(50) == first[3], -1, np.arange(50)).astype(np.int32)
+    without = np.asarray(random_support(50, s_ref=20, seed=1, candidates=jnp.asarray(allowed[None])))[0]
+    np.testing.assert_array_equal(without[:19], np.delete(first, 3))
+    assert without[19] not in first
 
 
 @pytest.mark.parametrize("backbone", ["efficientnet_lite0", "resnet50"])

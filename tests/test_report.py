@@ -49,6 +49,17 @@ def test_output_names():
     names = [Path("a/x.png"), Path("a/x.bmp"), Path("b/x.png"), Path("b/c/y.png")]
     assert output_stems(names) == [Path("a/x.png"), Path("a/x.bmp"), Path("b/x"), Path("b/c/y")]
     assert output_stems([Path("deep/er/x.tar.png")]) == [Path("x.tar")]
+    three = output_stems([Path("x.png"), Path("x.bmp"), Path("x.png.png")])
+    assert three == [Path("x.png"), Path("x.bmp"), Path("x.png.png")]
+
+
+def test_output_names_are_the_links_own(tmp_path):
+    (tmp_path / "blob.png").touch()
+    links = [tmp_path / "in" / "1.png", tmp_path / "in" / "2.png"]
+    links[0].parent.mkdir()
+    for link in links:
+        link.symlink_to(tmp_path / "blob.png")
+    assert output_stems(links) == [Path("1"), Path("2")]
 
 
 def test_means_are_over_the_categories_that_have_the_metric():

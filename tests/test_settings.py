@@ -34,6 +34,9 @@ def test_presets_are_the_papers(name, levels, reference, s_ref, s):
         ({"eps": float("nan")}, ["--eps"]),
         ({"image_size": 16}, ["image_size 16"]),
         ({"sigma": 0.0}, ["sigma"]),
+        ({"sigma": float("inf")}, ["sigma"]),
+        ({"eps": float("inf")}, ["--eps"]),
+        ({"seed": -1}, ["--seed -1"]),
     ],
 )
 def test_a_bad_value_is_named(values, words):
@@ -69,6 +72,7 @@ def test_json_round_trip():
 
 
 def test_levels_are_parsed():
-    assert [parse_level(text) for text in ("1", "4", "last")] == [1, 4, "last"]
+    assert [parse_level(text) for text in ("1", " 4", "last")] == [1, 4, "last"]
+    assert Settings(levels=[2, 3]) == Settings()
     with pytest.raises(SfrjaxError, match="two"):
         parse_level("two")

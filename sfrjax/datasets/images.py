@@ -39,7 +39,7 @@ def list_images(paths: Iterable[str | Path] | str | Path) -> list[Path]:
     for path in given:
         if path.is_dir():
             found.update(dict.fromkeys(_walk(path)))
-        elif path.exists():
+        elif path.exists() or path.is_symlink():  # a broken link is there; reading it will say what is wrong
             found[path] = None
         else:
             raise SfrjaxError(f"{path} does not exist: give image files or folders of images")
