@@ -205,7 +205,7 @@ def test_bad_input_is_one_clear_sentence(capsys, copy, bank, tmp_path):
         (fit_arguments(tmp_path, nowhere), ["nowhere"]),
         (fit_arguments(tmp_path, copy / "nominal", "--s", "5"), ["--s 5", "--s-ref 4"]),
         (fit_arguments(tmp_path, copy / "nominal", "--s-ref", "9"), ["--s-ref 9", "8 nominal images"]),
-        (fit_arguments(tmp_path, copy / "nominal", "--levels", "7"), ["--levels 7"]),
+        (fit_arguments(tmp_path, copy / "nominal", "--levels", "7"), ["level '7'"]),
         (fit_arguments(tmp_path, copy / "nominal", "--levels", "deep"), ["deep"]),
         (fit_arguments(tmp_path, copy / "nominal", "--levels", "²"), ["²"]),
         (fit_arguments(tmp_path, copy / "nominal", "--sampling", "random", "--seed", "-1"), ["--seed -1"]),
