@@ -1,0 +1,189 @@
+"""From a flat batch to an algorithm and back: blocks, candidates, and the problem that each form is given."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sfrjax.pursuit import gram as gram_form
+from sfrjax.pursuit import nonnegative, residual_form, rows
+from sfrjax.pursuit.blocks import map_blocks
+from sfrjax.pursuit.products import gather_atoms, gram_matrix, own_correlations, shared_correlations
+from sfrjax.pursuit.step import ROUNDING, Problem, Solution
+
+
+class Options(NamedTuple):
+    """The static part of a call."""
+
+    n_nonzero_coefs: int
+    selection: str
+    unit_norm: bool
+    path: bool
+    algorithm: str | None
+
+
+class Work(NamedTuple):
+    """The batch, flat: first `[b]` (row of the signal's first atom in the flat dictionary), y `[b, D]`, norm `[b]` (1
+    where it is zero or not finite), limit `[b]` (largest acceptable residual norm; infinity: not to be started),
+    candidates `[b, K]`, correlations `[b, N]`.
+    """
+
+    first: jax.Array
+    y: jax.Array
+    norm: jax.Array
+    limit: jax.Array
+    candidates: jax.Array | None
+    correlations: jax.Array | None
+
+
+def in_gram_space(
+    algorithm: str, work: Work, dictionary: jax.Array, gram: jax.Array | None, s: int, options: Options
+) -> Solution:
+    dtype, n, d = work.y.dtype, dictionary.shape[-2], work.y.shape[1]
+    if work.candidates is None:
+        table = (gram_matrix(dictionary, dtype) if gram is None else gram.astype(dtype)).reshape(-1, n)
+        diag = jnp.diagonal(table.reshape(-1, n, n), axis1=1, axis2=2)
+        width, per_signal = n, s * n
+        work = work._replace(correlations=_correlations(work, dictionary))
+    else:
+        width = work.candidates.shape[1]
+        # A shared dictionary with its Gram is read once, whole; otherwise only the candidates are read.
+        if gram is not None and dictionary.ndim == 2:
+            work = work._replace(correlations=_correlations(work, dictionary))
+        reads_atoms = gram is None or work.correlations is None
+        per_signal = width * (width + s + (d if reads_atoms else 0))
+    if work.correlations is not None:
+        work = work._replace(y=jnp.zeros((work.y.shape[0], 0), dtype))
+    # The running norm has an absolute error of some eps: stop only where it is surely within tolerance.
+    slack = ROUNDING * float(jnp.finfo(dtype).eps)
+
+    def solve(block: Work) -> Solution:
+        if block.candidates is None:
+            rows_, first, corr, allowed = table, block.first, block.correlations, None
+            assert corr is not None
+            dg = diag if diag.shape[0] == 1 else diag[block.first // n]
+        else:
+            rows_, corr = _at_candidates(block, dictionary, gram)
+            first = jnp.arange(block.first.shape[0], dtype=jnp.int32) * width
+            dg = jnp.diagonal(rows_.reshape(-1, width, width), axis1=1, axis2=2)
+            allowed = block.candidates >= 0
+        problem = Problem(
+            rows=rows_,
+            first=first,
+            diag=dg,
+            correlations=corr / block.norm[:, None],
+            weights=_weights(dg, options),
+            allowed=allowed,
+            sq_tol=(block.limit / block.norm) ** 2 - slack,
+        )
+        if algorithm == "non-negative":
+            solution = nonnegative.pursue(problem, n_nonzero_coefs=s)
+        else:
+            pursue = rows.pursue if algorithm == "rows" else gram_form.pursue
+            solution = pursue(problem, n_nonzero_coefs=s, selection=options.selection, path=options.path)
+        return _from_candidates(solution, block.candidates)
+
+    return map_blocks(solve, work, per_signal)
+
+
+def _at_candidates(block: Work, dictionary: jax.Array, gram: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Gram rows `[b * K, K]` and correlations `[b, K]` of each signal's candidates."""
+    n, d = dictionary.shape[-2:]
+    dtype = block.norm.dtype
+    assert block.candidates is not None
+    local = jnp.maximum(block.candidates, 0)
+    index = block.first[:, None] + local
+
+    def chosen() -> jax.Array:
+        return dictionary.reshape(-1, d)[index].astype(dtype)
+
+    if gram is None:
+        small = gram_matrix(chosen(), dtype)
+    else:
+        small = gram.reshape(-1, n)[index[:, :, None], local[:, None, :]].astype(dtype)
+    if block.correlations is None:
+        corr = own_correlations(chosen(), block.y[:, None], dtype)[:, 0]
+    else:
+        corr = jnp.take_along_axis(block.correlations, local, 1)
+    return small.reshape(-1, local.shape[1]), corr
+
+
+def _correlations(work: Work, dictionary: jax.Array) -> jax.Array:
+    if work.correlations is not None:
+        return work.correlations
+    if dictionary.ndim == 2:
+        return shared_correlations(dictionary, work.y, work.y.dtype)
+    p, n, d = dictionary.shape
+    return own_correlations(dictionary, work.y.reshape(p, -1, d), work.y.dtype).reshape(-1, n)
+
+
+def by_residual(work: Work, dictionary: jax.Array, s: int, options: Options) -> Solution:
+    """Blocks of groups: the signals of one position, or single ones where the dictionary is shared or gathered."""
+    dtype, d, n = work.y.dtype, work.y.shape[1], dictionary.shape[-2]
+    shared = dictionary.ndim == 2 and work.candidates is None
+    table = dictionary.reshape(-1, d)
+    by_position = dictionary.ndim == 3 and work.candidates is None
+    group = work.y.shape[0] // dictionary.shape[0] if by_position else 1
+    grouped = jax.tree.map(lambda a: a.reshape(-1, group, *a.shape[1:]), work._replace(correlations=None))
+    shared_diag = jnp.sum(table.astype(dtype) ** 2, -1)[None] if shared else None
+
+    def solve(arrays: tuple[Work, jax.Array | None]) -> Solution:
+        grouped, atoms = arrays
+        block = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), grouped)
+        size = block.first.shape[0]
+        allowed = None
+        if block.candidates is not None:
+            allowed = block.candidates >= 0
+            atoms = gather_atoms(table, block.first[:, None] + block.candidates, allowed, dtype)
+        if atoms is None:
+            assert shared_diag is not None
+            rows_, first, dg = table, block.first, shared_diag
+
+            def correlate(residual: jax.Array) -> jax.Array:
+                return shared_correlations(table, residual, dtype)
+        else:
+            count = atoms.shape[1]
+            rows_ = atoms.reshape(-1, d)
+            first = jnp.repeat(jnp.arange(atoms.shape[0], dtype=jnp.int32) * count, size // atoms.shape[0])
+            dg = jnp.sum(atoms.astype(dtype) ** 2, -1)[first // count]
+
+            def correlate(residual: jax.Array) -> jax.Array:
+                return own_correlations(atoms, residual.reshape(atoms.shape[0], -1, d), dtype).reshape(-1, count)
+
+        problem = Problem(
+            rows=rows_,
+            first=first,
+            diag=dg,
+            correlations=jnp.zeros((size, 0), dtype),
+            weights=_weights(dg, options),
+            allowed=allowed,
+            sq_tol=(block.limit / block.norm) ** 2,
+        )
+        solution = residual_form.pursue(
+            problem,
+            block.y / block.norm[:, None],
+            correlate,
+            n_nonzero_coefs=s,
+            selection=options.selection,
+            path=options.path,
+        )
+        solution = _from_candidates(solution, block.candidates)
+        return jax.tree.map(lambda a: a.reshape(-1, group, *a.shape[1:]), solution)
+
+    count = n if work.candidates is None else work.candidates.shape[1]
+    floats = group * (s * d + count) + (0 if shared else count * d)
+    solution = map_blocks(solve, (grouped, dictionary if by_position else None), floats)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), solution)
+
+
+def _weights(diag: jax.Array, options: Options) -> jax.Array | None:
+    return lax.rsqrt(jnp.where(diag > 0, diag, 1)) if options.unit_norm else None
+
+
+def _from_candidates(solution: Solution, candidates: jax.Array | None) -> Solution:
+    """Positions among the candidates to atoms of the dictionary."""
+    if candidates is None:
+        return solution
+    support = jnp.take_along_axis(candidates, jnp.maximum(solution.support, 0), 1)
+    return solution._replace(support=jnp.where(solution.support < 0, -1, support))
