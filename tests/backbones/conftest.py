@@ -1,14 +1,17 @@
 """Random checkpoints of any architecture, on disk."""
 
-import pytest
-from safetensors.torch import save_file
+import sys
 
-from tests.backbones import torch_reference
+import pytest
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
     """checkpoint(name) -> (torch model, path of its state dictionary as safetensors, torchvision's names)."""
+
+    from safetensors.torch import save_file
+
+    from tests.backbones import torch_reference
 
     def make(name, *, metadata=None, **options):
         model = torch_reference.build(name, **options)
@@ -17,3 +20,16 @@ def checkpoint(tmp_path):
         return model, path
 
     return make
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_torch_thread():
+    """torch's threads wait for each other by spinning, which on a busy machine costs far more than it gains."""
+    torch = sys.modules.get("torch")  # the tests that need it have imported it by now
+    if torch is None:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
