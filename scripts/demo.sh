@@ -4,4 +4,7 @@ set -euo pipefail
 project="$(cd "$(dirname "$0")/.." && pwd)"
 source "$project/scripts/venv.sh"
 install_project "$project" ""
-exec sfrjax demo "$@"
+sfrjax demo "$@"
+if [ -z "${VIRTUAL_ENV:-}" ]; then
+    echo "To have the command sfrjax in this shell: source $project/.venv/bin/activate"
+fi

@@ -1,5 +1,6 @@
 """The command line: reads options, calls the pipeline, writes what it returns. Heavy imports wait for a command."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ import typer
 from sfrjax.errors import SfrjaxError
 from sfrjax.settings import BATCH_SIZE, PRESETS, SAMPLINGS, Settings, parse_level
 from sfrjax.weights.cli import app as weights_app
+from sfrjax.weights.fetch import cache_folder
 
 app = typer.Typer(
     name="sfrjax",
@@ -193,6 +195,10 @@ def _repeat_option(arguments: list[str], option: str) -> list[str]:
 
 def main() -> None:
     """Entry point: every problem that the user can mend is one sentence on standard error and exit status 1."""
+    # Compiled programs are kept between runs: half of a short command's time is compilation. JAX reads these when it is
+    # first imported; the user's own settings win.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "xla"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     try:
         app(_repeat_option(sys.argv[1:], "--category"))
     except SfrjaxError as error:

@@ -21,6 +21,7 @@ def run(capsys, *arguments):
     """Exit status, standard output and standard error of `sfrjax ARGUMENTS`, run in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["sfrjax", *map(str, arguments)])
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", "")  # set by main, and not to leak into other tests
         status = 0
         try:
             cli.main()
@@ -60,6 +61,7 @@ def parts(tmp_path_factory):
 def bank(parts, tmp_path_factory):
     path = tmp_path_factory.mktemp("bank") / "parts.bank"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", "")
         patch.setattr(sys, "argv", ["sfrjax", "fit", str(parts / "nominal"), "--out", str(path), *SMALL])
         with pytest.raises(SystemExit) as stop:
             cli.main()
@@ -273,6 +275,14 @@ def test_an_output_that_cannot_be_written_is_named_before_the_work(capsys, parts
     status, _, err = run(capsys, "predict", bank, parts / "test", "--out", tmp_path)
     assert status == 1
     assert "cannot be written" in err
+
+
+def test_compiled_programs_are_kept_between_runs(parts, bank, tmp_path):
+    command = [shutil.which("sfrjax", path=os.path.dirname(sys.executable)), "predict", str(bank), str(parts / "test")]
+    environment = {**os.environ, "SFRJAX_CACHE": str(tmp_path / "cache")}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    subprocess.run([*command, "--out", str(tmp_path / "out")], env=environment, check=True, capture_output=True)
+    assert any((tmp_path / "cache" / "xla").iterdir())
 
 
 def test_the_command_is_installed_and_starts_without_loading_jax():
