@@ -30,7 +30,7 @@ import numpy as np
 
 from sfrjax.pursuit import omp, residual
 
-FAST, SLOW = 15, 3  # rounds; SLOW for what takes over a second
+FAST, SLOW = 15, 2  # rounds; SLOW for what takes over a second
 
 
 class Workload(NamedTuple):
@@ -238,20 +238,17 @@ def measure(work: Workload, peers: dict[str, Callable]) -> list[dict]:
         )
     )
     reference = [set(support) for support in double()]
-    calls, agreement, rounds = {}, {}, {}
+    calls, agreement = {}, {}
     for name, runner in peers.items():
         if name == "omp-gpu" and work.atoms.ndim == 3:
             continue
         calls[name] = runner(work)
         out = calls[name]()
         agreement[name] = float(np.mean([_support(o) == r for o, r in zip(_rows(out), reference, strict=True)]))
-        start = time.perf_counter()
-        calls[name]()
-        rounds[name] = SLOW if time.perf_counter() - start > 1 else FAST
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for i in range(FAST):
         for name, call in calls.items():
-            if i < rounds[name]:
+            if i < SLOW or times[name][0][0] < 1:
                 wall, cpu = time.perf_counter(), time.process_time()
                 call()
                 times[name].append((time.perf_counter() - wall, time.process_time() - cpu))

@@ -1,4 +1,4 @@
-"""From a solution of scaled signals to the code in the caller's units: small residuals made accurate, the status told."""
+"""From a solution of scaled signals to the code in the caller's units: accurate small residuals, and the status."""
 
 import jax
 import jax.numpy as jnp
