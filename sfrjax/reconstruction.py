@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sfrjax.pursuit import omp, residual
+from sfrjax.pursuit import SparseCode, omp, residual
 from sfrjax.sampling import random_support, subspace_support
 from sfrjax.settings import Settings
 
@@ -86,15 +86,7 @@ def _full_vector(
     signals = features.reshape(len(features), -1)
     if support is not None:
         support = jnp.broadcast_to(support, (len(signals), support.shape[-1]))
-    code = omp(
-        dictionary.atoms,
-        signals,
-        n_nonzero_coefs=s,
-        tol=eps,
-        selection="signed",
-        gram=dictionary.gram,
-        candidates=support,
-    )
+    code = _pursue(dictionary, signals, support, s, eps)
     # Formed, then reduced: XLA's fusion of the row updates with the norm over channels is several times slower.
     error = jax.lax.optimization_barrier(residual(dictionary.atoms, signals, code))
     return jnp.linalg.norm(error.reshape(features.shape), axis=-1)
@@ -107,7 +99,12 @@ def _per_pixel(
     signals = features.reshape(batch, height * width, channels)
     if support is not None:
         support = jnp.broadcast_to(support[:, None], (*signals.shape[:2], support.shape[-1]))
-    code = omp(
+    return _pursue(dictionary, signals, support, s, eps).residual_norm.reshape(batch, height, width)
+
+
+def _pursue(dictionary: Dictionary, signals: jax.Array, support: jax.Array | None, s: int, eps: float) -> SparseCode:
+    """Algorithm 1: signed choice among unnormalised atoms (Eq. 3)."""
+    return omp(
         dictionary.atoms,
         signals,
         n_nonzero_coefs=s,
@@ -116,4 +113,3 @@ def _per_pixel(
         gram=dictionary.gram,
         candidates=support,
     )
-    return code.residual_norm.reshape(batch, height, width)
