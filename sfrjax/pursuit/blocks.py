@@ -22,7 +22,10 @@ def map_blocks(solve: Callable[[Any], Any], arrays: Any, floats_per_row: int, mo
     b = jax.tree.leaves(arrays)[0].shape[0]
     if jax.default_backend() != "cpu" or b == 0:
         return solve(arrays)
-    count = -(-b // max(8, CACHE_FLOATS // floats_per_row))
+    # Overheads of a step are shared by a block's signals: wide problems get more of them than the second-level cache
+    # holds, within reason.
+    target = max(8, min(24, 4 * CACHE_FLOATS // floats_per_row), CACHE_FLOATS // floats_per_row)
+    count = -(-b // target)
     if count == 1:
         return solve(arrays)
     lanes = min(count, _cores(), most_lanes)
