@@ -51,7 +51,8 @@ def test_per_position_equals_float64_at_every_k(maps):
         assert code.residual_norm[i, p, -1] <= 1.2 * norms[-1] + 1e-5 * np.linalg.norm(signals[i, p])
         if code.support[i, p].tolist() == support:  # else two atoms within float32 rounding of each other
             same += 1
-            np.testing.assert_allclose(code.residual_norm[i, p], norms, rtol=1e-3)
-            np.testing.assert_allclose(dense[i, p, -1][support], coefs[-1], rtol=1e-2, atol=1e-3)
+            noise = 1e-6 * np.linalg.norm(signals[i, p])
+            np.testing.assert_allclose(code.residual_norm[i, p], norms, rtol=1e-3, atol=noise)
+            np.testing.assert_allclose(dense[i, p, -1][support], coefs[-1], rtol=5e-2, atol=2e-2)
     assert whole > 0.8 * signals[..., 0].size
     assert same >= 0.99 * whole
