@@ -56,7 +56,7 @@ def main() -> None:
             rows += [_row(bank, backbone, test, batch, arguments.rounds) for batch in (1, 8)]
     result = {
         "device": device_name(),
-        "command": "python benchmarks/overhead.py --json FILE",
+        "command": f"python benchmarks/overhead.py --rounds {arguments.rounds} --json FILE",
         "jax": jax.__version__,
         "images": source,
         "nominal_images": len(train),
