@@ -311,7 +311,9 @@ def _calibrated(bank: Bank, shapes: dict[Level, LevelShape], batch_size: int) ->
         reference = None
         if bank.reference is not None:
             reference = _nominal_features(bank.reference, indices, shapes[settings.reference])
-        norms = residual_norms(bank.scoring, bank.reference, features, reference, allowed, settings=settings)
+        norms = residual_norms(
+            bank.scoring, bank.reference, features, reference, jnp.asarray(allowed), settings=settings
+        )
         _, batch_scores = anomaly_maps(norms, size=settings.image_size, sigma=settings.sigma)
         scores.append(np.asarray(batch_scores)[: len(rows)])
     return replace(bank, nominal_scores=np.concatenate(scores))

@@ -1,9 +1,22 @@
 """Shared fixtures: where the real data lives, and which tests need it."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled_programs() -> Iterator[None]:
+    """Free compiled programs in time: each holds hundreds of memory maps, and Linux aborts a process at 65,530."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
