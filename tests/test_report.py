@@ -88,7 +88,10 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         temporary.write_text("new")
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(SfrjaxError, match="cannot be written"), replacing(tmp_path / "absent" / "file"):
+    with pytest.raises(SfrjaxError, match="cannot be written"), replacing(path / "below" / "file"):
         pass
+    with replacing(tmp_path / "made" / "file") as temporary:
+        temporary.write_text("new")
+    assert (tmp_path / "made" / "file").read_text() == "new"
     with pytest.raises(SfrjaxError, match="file"):
         output_folder(path / "below")

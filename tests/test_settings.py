@@ -54,7 +54,9 @@ def test_bank_size_is_checked_only_where_sampling_needs_it():
     with pytest.raises(SfrjaxError, match=r"--s-ref 40 is larger than the 39 nominal images in parts"):
         Settings().check_bank_size(39, "parts")
     Settings().check_bank_size(40, "parts")
-    Settings(sampling="none").check_bank_size(1, "parts")
+    Settings(sampling="none").check_bank_size(2, "parts")
+    with pytest.raises(SfrjaxError, match="at least 2"):
+        Settings(sampling="none").check_bank_size(1, "parts")
 
 
 def test_feature_levels_add_the_reference_once():
