@@ -13,10 +13,7 @@ from sfrjax.pursuit.code import SparseCode
 from sfrjax.pursuit.derivative import code_tangents
 from sfrjax.pursuit.dispatch import Options, Work, by_residual, in_gram_space
 from sfrjax.pursuit.finish import finish_code, norms
-from sfrjax.pursuit.products import (
-    compute_dtype,
-    gram_matrix,
-)
+from sfrjax.pursuit.products import compute_dtype, gram_matrix
 
 COHERENT = 0.5  # mean absolute cosine of atoms from which a call that leaves the algorithm open gets the residual form
 STORED_ROWS = 1 << 28  # most numbers that `rows` may keep at once where there is no blocking (1 GiB in float32)
