@@ -34,7 +34,7 @@ def test_per_image_equals_float64_at_every_k(maps, with_gram):
         np.testing.assert_allclose(code.residual_norm[i], norms, rtol=1e-4)
 
 
-def test_per_position_equals_float64_at_every_k(maps):
+def test_per_position_mostly_equals_float64(maps):
     n, _, _, channels = maps.shape
     own = maps.reshape(n, -1, channels).swapaxes(0, 1)[::11]
     atoms, signals = own[:, :ATOMS], own[:, ATOMS:].swapaxes(0, 1)
@@ -48,9 +48,10 @@ def test_per_position_equals_float64_at_every_k(maps):
             continue
         whole += 1
         assert code.residual_norm[i, p, -1] <= 1.2 * norms[-1] + 1e-5 * np.linalg.norm(signals[i, p])
-        if code.support[i, p].tolist() == support:  # else two atoms within float32 rounding of each other
+        if code.support[i, p].tolist() == support:
             same += 1
             noise = 1e-6 * np.linalg.norm(signals[i, p])
             np.testing.assert_allclose(code.residual_norm[i, p], norms, rtol=1e-3, atol=noise)
     assert whole > 0.8 * signals[..., 0].size
+    # 708 of 720 when this was written; that the others are all ties within rounding has not been shown.
     assert same >= 0.97 * whole
