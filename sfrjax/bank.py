@@ -20,10 +20,10 @@ from sfrjax.features import Batch, extract
 from sfrjax.files import replacing
 from sfrjax.reconstruction import Dictionary, residual_norms
 from sfrjax.scoring import anomaly_maps, threshold_from_nominal
-from sfrjax.settings import Level, Settings
+from sfrjax.settings import BANK_FIELDS, Level, Settings
 from sfrjax.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 # Nominal images scored against the others to set the threshold: all of them, or this many spread evenly.
 CALIBRATION_IMAGES = 128
 # Columns of one product in a full-vector Gram matrix: short sums keep float32 accurate over half a million terms.
@@ -74,7 +74,7 @@ class Bank:
                 f"with {backbone.weights_name} ({backbone.weights_sha256[:12]}...); give --weights the file that "
                 "`fit` had, or fit again"
             )
-        for name in ("backbone", "levels", "mode", "image_size"):
+        for name in BANK_FIELDS:
             ours, theirs = getattr(self.settings, name), getattr(settings, name)
             if ours != theirs:
                 raise SfrjaxError(f"the bank was built with {name} = {ours}, not {theirs}; fit again to change it")
@@ -124,7 +124,7 @@ def build_bank(
     }
     start = 0
     for batch in batches:
-        features = extract(backbone, batch.images)
+        features = extract(backbone, batch.images, neighbourhood=settings.neighbourhood)
         # Wait for the step before this one: unbounded, the queue would hold the features of every batch.
         jax.block_until_ready(atoms)
         count = len(batch.paths)

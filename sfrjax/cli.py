@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sfrjax.errors import SfrjaxError
-from sfrjax.settings import BATCH_SIZE, PRESETS, SAMPLINGS, Settings, parse_level
+from sfrjax.settings import ATOM_DTYPES, BATCH_SIZE, DTYPES, METHODS, PRESETS, SAMPLINGS, Settings, parse_level
 from sfrjax.weights.cli import app as weights_app
 from sfrjax.weights.fetch import cache_folder
 
@@ -22,7 +22,6 @@ app = typer.Typer(
 app.add_typer(weights_app, name="weights")
 
 DEFAULTS = Settings()
-METHODS = ("sfr",)
 
 Backbone = Annotated[str, typer.Option(help="Feature network; `sfrjax weights list` names them.")]
 Weights = Annotated[Path | None, typer.Option(help="File of network weights; the network's own, by name, otherwise.")]
@@ -33,6 +32,9 @@ Mode = Annotated[str, typer.Option(help="full: a level is one vector (the paper'
 SRef = Annotated[int | None, typer.Option(help="Number of nominal images that sampling keeps.")]
 S = Annotated[int | None, typer.Option(help="Number of atoms in a reconstruction.")]
 Eps = Annotated[float, typer.Option(help="Stop when the residual's L2 norm is at most this.")]
+Neighbourhood = Annotated[int, typer.Option(help="Average features over this many positions squared first; 1: no.")]
+Dtype = Annotated[str, typer.Option(help=f"Arithmetic of the network: {', '.join(DTYPES)} (for GPU and TPU).")]
+AtomsDtype = Annotated[str, typer.Option(help=f"In which the bank keeps features: {', '.join(ATOM_DTYPES)}.")]
 Seed = Annotated[int, typer.Option(help="Seed of random sampling.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per step.")]
 
@@ -50,11 +52,28 @@ def fit(
     s_ref: SRef = None,
     s: S = None,
     eps: Eps = DEFAULTS.eps,
+    neighbourhood: Neighbourhood = DEFAULTS.neighbourhood,
+    dtype: Dtype = DEFAULTS.dtype,
+    atoms_dtype: AtomsDtype = DEFAULTS.atoms_dtype,
     seed: Seed = DEFAULTS.seed,
     batch_size: BatchSize = BATCH_SIZE,
 ) -> None:
     """Build a memory bank from nominal images."""
-    settings = _settings({}, backbone, levels, reference, sampling, mode, s_ref, s, eps, seed)
+    settings = _settings(
+        {},
+        backbone=backbone,
+        levels=levels,
+        reference=reference,
+        sampling=sampling,
+        mode=mode,
+        s_ref=s_ref,
+        s=s,
+        eps=eps,
+        neighbourhood=neighbourhood,
+        dtype=dtype,
+        atoms_dtype=atoms_dtype,
+        seed=seed,
+    )
     from sfrjax.bank import save_bank
     from sfrjax.files import output_folder
     from sfrjax.pipeline import fit as fit_bank
@@ -110,15 +129,31 @@ def evaluate(
     s_ref: SRef = None,
     s: S = None,
     eps: Eps = DEFAULTS.eps,
+    neighbourhood: Neighbourhood = DEFAULTS.neighbourhood,
+    dtype: Dtype = DEFAULTS.dtype,
+    atoms_dtype: AtomsDtype = DEFAULTS.atoms_dtype,
     seed: Seed = DEFAULTS.seed,
     batch_size: BatchSize = BATCH_SIZE,
 ) -> None:
     """Fit and measure on a data set: pixel AUROC, AUPRO, image AUROC. Settings are the paper's for the data set."""
-    if method not in METHODS:
-        raise SfrjaxError(f"--method {method}: give one of {', '.join(METHODS)}")
     if dataset not in PRESETS:
         raise SfrjaxError(f"--dataset {dataset}: give one of {', '.join(PRESETS)}")
-    settings = _settings(PRESETS[dataset], backbone, levels, reference, sampling, mode, s_ref, s, eps, seed)
+    settings = _settings(
+        PRESETS[dataset],
+        method=method,
+        backbone=backbone,
+        levels=levels,
+        reference=reference,
+        sampling=sampling,
+        mode=mode,
+        s_ref=s_ref,
+        s=s,
+        eps=eps,
+        neighbourhood=neighbourhood,
+        dtype=dtype,
+        atoms_dtype=atoms_dtype,
+        seed=seed,
+    )
     from sfrjax.report import print_metrics
     from sfrjax.runs import evaluate_dataset
 
@@ -155,29 +190,11 @@ def demo(
     typer.echo("  sfrjax predict my.bank FOLDER_OF_NEW_IMAGES --out results")
 
 
-def _settings(
-    preset: dict[str, Any],
-    backbone: str,
-    levels: str | None,
-    reference: str | None,
-    sampling: str,
-    mode: str,
-    s_ref: int | None,
-    s: int | None,
-    eps: float,
-    seed: int,
-) -> Settings:
-    """The preset, with what was given on the command line over it."""
-    given = {
-        "levels": tuple(parse_level(level) for level in levels.split(",")) if levels is not None else None,
-        "reference": parse_level(reference) if reference is not None else None,
-        "s_ref": s_ref,
-        "s": s,
-    }
-    over = {name: value for name, value in given.items() if value is not None}
-    return Settings(
-        **{**preset, **over, "backbone": backbone, "sampling": sampling, "mode": mode, "eps": eps, "seed": seed}
-    )
+def _settings(preset: dict[str, Any], *, levels: str | None, reference: str | None, **given: Any) -> Settings:
+    """The preset, with what was given on the command line (not None) over it."""
+    given["levels"] = tuple(parse_level(level) for level in levels.split(",")) if levels is not None else None
+    given["reference"] = parse_level(reference) if reference is not None else None
+    return Settings(**{**preset, **{name: value for name, value in given.items() if value is not None}})
 
 
 def _repeat_option(arguments: list[str], option: str) -> list[str]:

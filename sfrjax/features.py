@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sfrjax.backbones import Backbone, Preprocess, forward
@@ -95,26 +96,49 @@ def _decode(
                 future.cancel()
 
 
-@partial(jax.jit, static_argnames=("graphdef", "preprocess", "levels"))
+@partial(jax.jit, static_argnames=("graphdef", "preprocess", "levels", "neighbourhood"))
 def _extract(
-    state: object, images: jax.Array, *, graphdef: object, preprocess: Preprocess, levels: tuple[Level, ...]
+    state: object,
+    images: jax.Array,
+    *,
+    graphdef: object,
+    preprocess: Preprocess,
+    levels: tuple[Level, ...],
+    neighbourhood: int,
 ) -> tuple[jax.Array, ...]:
     features = forward(graphdef, state, preprocess, levels, images)
     # A tuple, because jit sorts the keys of a dict and 4 < "last" has no answer.
-    return tuple(features[level] for level in levels)
+    return tuple(_neighbourhood_mean(features[level], neighbourhood) for level in levels)
 
 
-def extract(backbone: Backbone, images: np.ndarray | jax.Array) -> dict[Level, jax.Array]:
+def _neighbourhood_mean(features: jax.Array, side: int) -> jax.Array:
+    """Features [B, h, w, c] averaged over the side x side positions around each, those outside the map left out."""
+    if side == 1:
+        return features
+
+    def summed(x: jax.Array) -> jax.Array:
+        return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, side, side, 1), (1, 1, 1, 1), "SAME")
+
+    return summed(features) / summed(jnp.ones((1, *features.shape[1:3], 1), features.dtype))
+
+
+def extract(backbone: Backbone, images: np.ndarray | jax.Array, *, neighbourhood: int = 1) -> dict[Level, jax.Array]:
     """Feature maps of a batch.
 
     Args:
         backbone: a loaded network.
         images: uint8 [B, H, W, 3], RGB.
+        neighbourhood: odd side of the square of positions over which features are averaged (settings.neighbourhood).
 
     Returns:
         {level: float32 [B, h, w, c]} for the levels the backbone was loaded for.
     """
     maps = _extract(
-        backbone.state, images, graphdef=backbone.graphdef, preprocess=backbone.preprocess, levels=backbone.levels
+        backbone.state,
+        images,
+        graphdef=backbone.graphdef,
+        preprocess=backbone.preprocess,
+        levels=backbone.levels,
+        neighbourhood=neighbourhood,
     )
     return dict(zip(backbone.levels, maps, strict=True))

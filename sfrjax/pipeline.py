@@ -157,7 +157,7 @@ def localise(
     side = settings.image_size
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (side, side, 3):
         raise SfrjaxError(f"images must be uint8 [B, {side}, {side}, 3]; got {images.dtype} {list(images.shape)}")
-    features = extract(backbone, images)
+    features = extract(backbone, images, neighbourhood=settings.neighbourhood)
     reference = bank.reference if settings.sampling == "subspace" else None
     norms = residual_norms(
         bank.scoring,
@@ -248,7 +248,7 @@ def _defined(value: float) -> float | None:
 def _network(settings: Settings, backbone: Backbone | None, weights: str | Path | None) -> Backbone:
     """The network given, if it is the one that the settings mean; otherwise loaded."""
     if backbone is None:
-        return load_backbone(settings.backbone, levels=settings.feature_levels, weights=weights)
+        return load_backbone(settings.backbone, levels=settings.feature_levels, weights=weights, dtype=settings.dtype)
     if backbone.name != settings.backbone or not set(settings.feature_levels) <= set(backbone.levels):
         raise SfrjaxError(
             f"the backbone given is {backbone.name} with levels {backbone.levels}, but the settings need "

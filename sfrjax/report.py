@@ -45,7 +45,7 @@ def evaluation_results(
     return {
         "categories": {name: m._asdict() for name, m in metrics.items()},
         "mean": mean_metrics(list(metrics.values()))._asdict(),
-        "settings": {"dataset": dataset, "method": "sfr", **settings.to_dict()},
+        "settings": {"dataset": dataset, **settings.to_dict()},
         "weights_name": backbone.weights_name,
         "weights_sha256": backbone.weights_sha256,
         "version": __version__,

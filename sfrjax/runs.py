@@ -63,7 +63,7 @@ def evaluate_dataset(
     out = Path(out)
     loaded = load_dataset(dataset, root, categories)
     output_folder(out)
-    backbone = load_backbone(settings.backbone, levels=settings.feature_levels, weights=weights)
+    backbone = load_backbone(settings.backbone, levels=settings.feature_levels, weights=weights, dtype=settings.dtype)
     run = EvaluationRun({}, {})
     for category in loaded:
         check_category(category, settings)  # all of them first: the last one's mask should not cost the others' hours

@@ -9,17 +9,22 @@ from sfrjax.errors import SfrjaxError
 Level = int | str
 LEVELS: tuple[Level, ...] = (1, 2, 3, 4, "last")
 BATCH_SIZE = 8  # images per step, unless said otherwise
+METHODS = ("sfr", "spade", "padim", "patchcore")
 SAMPLINGS = ("subspace", "random", "none")
 MODES = ("full", "pixel")
+DTYPES = ("float32", "bfloat16")  # of a network's arithmetic
+ATOM_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of SFR; immutable, hashable, checked when made.
+    """Settings of SFR (and, as far as they apply, of its rivals); immutable, hashable, checked when made.
 
-    backbone, levels, reference, mode and image_size decide what a memory bank holds; the others only how it is used.
+    Those in `BANK_FIELDS` decide what a memory bank holds; the others only how it is used.
 
     Attributes:
+        method: "sfr", or a rival: "spade", "padim", "patchcore", which read backbone, levels, dtype, image_size, sigma
+            and seed only.
         backbone: name of the feature network.
         levels: scoring levels, a subset of 1, 2, 3, 4, "last"; their maps are summed.
         reference: level at which subspace-based sampling runs (Eq. 6, 7); unused by the other samplings.
@@ -28,6 +33,11 @@ class Settings:
         s_ref: number of nominal images that sampling keeps.
         s: number of atoms in a reconstruction.
         eps: the pursuit stops when the L2 norm of the residual is at most this (Algorithm 1).
+        neighbourhood: side in positions of the square over which features are averaged before anything else;
+            1 leaves them as they are (the paper's).
+        dtype: of the network's arithmetic, "float32" or "bfloat16"; features are float32 in either case.
+        atoms_dtype: in which the memory bank keeps features, "float32", "float16" or "bfloat16"; arithmetic on them
+            is float32 in every case.
         image_size: side in pixels to which every image is squashed.
         sigma: standard deviation in pixels of the Gaussian that smooths an anomaly map.
         seed: of the random sampling.
@@ -36,6 +46,7 @@ class Settings:
         SfrjaxError: a value is out of range, or s > s_ref.
     """
 
+    method: str = "sfr"
     backbone: str = "efficientnet_lite0"
     levels: tuple[Level, ...] = (2, 3)
     reference: Level = 4
@@ -44,6 +55,9 @@ class Settings:
     s_ref: int = 40
     s: int = 17
     eps: float = 1e-6
+    neighbourhood: int = 1
+    dtype: str = "float32"
+    atoms_dtype: str = "float32"
     image_size: int = 256
     sigma: float = 4.0
     seed: int = 0
@@ -54,8 +68,13 @@ class Settings:
             raise SfrjaxError(f"--levels {_spell(self.levels)}: give one or more different levels of {_spell(LEVELS)}")
         if self.reference not in LEVELS:
             raise SfrjaxError(f"--reference {self.reference}: give one of {_spell(LEVELS)}")
+        _one_of("--method", self.method, METHODS)
         _one_of("--sampling", self.sampling, SAMPLINGS)
         _one_of("--mode", self.mode, MODES)
+        _one_of("--dtype", self.dtype, DTYPES)
+        _one_of("--atoms-dtype", self.atoms_dtype, ATOM_DTYPES)
+        if self.neighbourhood < 1 or self.neighbourhood % 2 == 0:
+            raise SfrjaxError(f"--neighbourhood {self.neighbourhood}: give an odd number, 1 for none, 3 for 3 x 3")
         if self.s < 1:
             raise SfrjaxError(f"--s {self.s}: a reconstruction needs at least 1 atom")
         if self.sampling != "none" and self.s > self.s_ref:
@@ -100,6 +119,9 @@ class Settings:
             raise SfrjaxError(f"settings do not fit this version: {_spell(sorted(set(values) ^ expected))}")
         return cls(**values)
 
+
+# What a memory bank is made of: changing any of these means fitting anew.
+BANK_FIELDS = ("method", "backbone", "levels", "mode", "neighbourhood", "dtype", "atoms_dtype", "image_size")
 
 # The paper's settings per data set; a plain folder takes MVTec AD's.
 PRESETS: dict[str, dict[str, Any]] = {

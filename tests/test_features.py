@@ -72,3 +72,18 @@ def test_features_do_not_depend_on_the_rest_of_the_batch_and_are_traced_once():
     for level in together:
         assert together[level].dtype == jax.numpy.float32
         np.testing.assert_allclose(together[level], again[level][::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [3, 5])
+def test_features_are_averaged_over_their_neighbourhood(side):
+    """Against a loop over positions; positions outside the map do not count."""
+    backbone = load_backbone("efficientnet_lite0", levels=(3,))
+    images = np.random.default_rng(0).integers(0, 256, (2, 96, 64, 3), dtype=np.uint8)
+    plain = np.asarray(extract(backbone, images)[3], np.float64)
+    averaged = np.asarray(extract(backbone, images, neighbourhood=side)[3])
+    for y in range(plain.shape[1]):
+        for x in range(plain.shape[2]):
+            rows = slice(max(0, y - side // 2), y + side // 2 + 1)
+            columns = slice(max(0, x - side // 2), x + side // 2 + 1)
+            expected = plain[:, rows, columns].mean((1, 2))
+            np.testing.assert_allclose(averaged[:, y, x], expected, rtol=1e-4, atol=1e-4)

@@ -37,6 +37,10 @@ def test_presets_are_the_papers(name, levels, reference, s_ref, s):
         ({"sigma": float("inf")}, ["sigma"]),
         ({"eps": float("inf")}, ["--eps"]),
         ({"seed": -1}, ["--seed -1"]),
+        ({"method": "magic"}, ["--method magic", "padim"]),
+        ({"neighbourhood": 2}, ["--neighbourhood 2", "odd"]),
+        ({"dtype": "float16"}, ["--dtype float16", "bfloat16"]),
+        ({"atoms_dtype": "int8"}, ["--atoms-dtype int8", "float16"]),
     ],
 )
 def test_a_bad_value_is_named(values, words):
