@@ -4,11 +4,14 @@ Both are one sum over defective pixels (or images). Let ``a`` be the share of no
 score ``d`` and ``b`` the share at or above it. Lowering the threshold past ``d`` adds that pixel's weight to the true
 positives somewhere between the false-positive rates ``a`` and ``b`` (they differ only where nominal scores equal ``d``,
 and there the curve is a straight line). Its contribution to the area up to a limit ``L`` therefore has a closed form,
-and neither a list of thresholds nor a curve is ever needed: one sort of the nominal scores and one binary search.
+and neither a list of thresholds nor a curve is needed for it: one sort of the nominal scores and one binary search.
+Curves are for the eye, and drawn with some hundred of their vertices.
 Labels and scores enter only through comparisons, so every increasing transform of the scores gives the same result.
 """
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -51,8 +54,7 @@ def pixel_auroc(masks: Sequence[ArrayLike], maps: Sequence[ArrayLike]) -> float:
     Raises:
       SfrjaxError: as :func:`auroc`, and where the numbers of masks and maps differ.
     """
-    pairs = _checked(masks, maps)
-    return _mann_whitney(_gather(pairs, True), _gather(pairs, False))
+    return roc(masks, maps).area
 
 
 def aupro(masks: Sequence[ArrayLike], maps: Sequence[ArrayLike], *, fpr_limit: float = 0.3) -> float:
@@ -76,37 +78,124 @@ def aupro(masks: Sequence[ArrayLike], maps: Sequence[ArrayLike], *, fpr_limit: f
       SfrjaxError: a mask is not boolean or has another shape than its map, a map holds NaN, the numbers of masks and
         maps differ, or ``fpr_limit`` is outside (0, 1].
     """
+    return pro(masks, maps, fpr_limit=fpr_limit).area
+
+
+class Curve(NamedTuple):
+    """Vertices of a curve over the false-positive rate, from (0, 0) on; neither coordinate ever falls. Empty (no vertex
+    at all) where the curve is not defined. Straight lines join the vertices.
+
+    fpr: float64 [n], share of nominal scores at or above a threshold.
+    rate: float64 [n], at the same threshold: share of defective scores (ROC), or mean overlap of the regions (PRO).
+    """
+
+    fpr: NDArray[np.float64]
+    rate: NDArray[np.float64]
+
+
+class Roc(NamedTuple):
+    """area: :func:`pixel_auroc`; curve: the curve that it is the area of."""
+
+    area: float
+    curve: Curve
+
+
+class Pro(NamedTuple):
+    """area: :func:`aupro`; curve: the curve up to the limit; by_image: float64 [images], the area of each image's own
+    regions against the nominal pixels of all images, ``nan`` for an image without a region."""
+
+    area: float
+    curve: Curve
+    by_image: NDArray[np.float64]
+
+
+def roc(labels: Sequence[ArrayLike], scores: Sequence[ArrayLike], *, points: int | None = 256) -> Roc:
+    """:func:`pixel_auroc` with its curve. Arguments and errors as there; image scores go in as one array in a list.
+
+    Args:
+      points: give only some vertices of the exact curve, chosen such that from one to the next neither coordinate
+        grows by more than 1 / points and a single score's worth: the line strays no further than that from the curve.
+        None: every vertex. The area is that of the whole curve in either case.
+    """
+    pairs = _checked(labels, scores)
+    nominal, defective = _gather(pairs, False), _gather(pairs, True)
+    area = _mann_whitney(defective, nominal)  # sorts both
+    if math.isnan(area):
+        return Roc(area, _NO_CURVE)
+    weights = np.full(defective.size, 1 / defective.size)
+    return Roc(area, _curve(defective, weights, nominal, nominal.size, 1.0, points))
+
+
+def pro(
+    masks: Sequence[ArrayLike], maps: Sequence[ArrayLike], *, fpr_limit: float = 0.3, points: int | None = 256
+) -> Pro:
+    """:func:`aupro` with its curve and the area of each image. Arguments and errors as there; `points` as in
+    :func:`roc`, the steps being ``fpr_limit`` / points and 1 / points."""
     if not 0 < fpr_limit <= 1:
         raise SfrjaxError(f"fpr_limit is {fpr_limit}: it must be above 0 and at most 1")
     pairs = _checked(masks, maps)
     nominal, defective = _gather(pairs, False), _gather(pairs, True)
     if not nominal.size or not defective.size:
-        return float("nan")
+        return Pro(float("nan"), _NO_CURVE, np.full(len(pairs), np.nan))
 
     # Beyond the limit nothing counts, so only the highest nominal scores are sorted: down to the one with which the
-    # rate passes the limit, plus the number of further scores equal to it (the curve is interpolated across that tie).
-    kept = min(int(fpr_limit * nominal.size) + 1, nominal.size)
-    nominal.partition(nominal.size - kept)
-    highest = nominal[nominal.size - kept :]
+    # rate passes the limit, and those equal to it (the curve is interpolated across that tie).
+    n_nominal = nominal.size
+    kept = min(int(fpr_limit * n_nominal) + 1, n_nominal)
+    nominal.partition(n_nominal - kept)
+    lowest_kept = nominal[n_nominal - kept]
+    ties = nominal[: n_nominal - kept]
+    highest = np.concatenate([ties[ties == lowest_kept], nominal[n_nominal - kept :]])
     highest.sort()
-    lowest_kept = highest[0]
-    ties_left_out = np.count_nonzero(nominal[: nominal.size - kept] == lowest_kept)
 
-    weights, n_regions = _region_weights([mask for mask, _ in pairs])
+    weights, image = _region_weights([mask for mask, _ in pairs])
+    n_regions = np.bincount(image, weights, len(pairs)).round()  # a region's weights sum to 1
     counted = defective >= lowest_kept
     order = np.argsort(defective[counted])  # searching in order walks through memory instead of jumping: 8x faster
-    defective, weights = defective[counted][order], weights[counted][order]
-    above = (kept - np.searchsorted(highest, defective, side="right")) / nominal.size
-    at_or_above = kept - np.searchsorted(highest, defective, side="left")
-    at_or_above[defective == lowest_kept] += ties_left_out
-    at_or_above = at_or_above / nominal.size
+    defective, weights, image = (values[counted][order] for values in (defective, weights, image))
+    above = (highest.size - np.searchsorted(highest, defective, side="right")) / n_nominal
+    at_or_above = (highest.size - np.searchsorted(highest, defective, side="left")) / n_nominal
 
     # Integral over [0, fpr_limit] of a ramp that rises from 0 at `above` to 1 at `at_or_above`.
     area = fpr_limit - (above + at_or_above) / 2
     cut = at_or_above > fpr_limit
     reached = np.maximum(fpr_limit - above[cut], 0)
     area[cut] = np.divide(reached**2, 2 * (at_or_above - above)[cut], out=np.zeros_like(reached), where=reached > 0)
-    return float(np.dot(weights, area) / n_regions / fpr_limit)
+    by_image = np.bincount(image, weights * area, len(pairs)) / fpr_limit
+    total = float(np.dot(weights, area) / n_regions.sum() / fpr_limit)
+    curve = _curve(defective, weights / n_regions.sum(), highest, n_nominal, fpr_limit, points)
+    by_image = np.divide(by_image, n_regions, out=np.full(len(pairs), np.nan), where=n_regions > 0)
+    return Pro(total, curve, by_image)
+
+
+_NO_CURVE = Curve(np.zeros(0), np.zeros(0))
+
+
+def _curve(
+    defective: NDArray, weights: NDArray, nominal: NDArray, n_nominal: int, limit: float, points: int | None
+) -> Curve:
+    """The curve up to `limit` from scores sorted upwards: `nominal` those of the n_nominal that reach the limit."""
+    found = np.append(0, np.cumsum(weights[::-1]))  # by the k highest defective scores
+    if points is None:
+        thresholds = np.concatenate([nominal, defective])
+    else:
+        steps = np.arange(1, points + 1) / points
+        ranks = np.minimum(np.ceil(steps * limit * n_nominal).astype(int), nominal.size)
+        passed = np.minimum(np.searchsorted(found, steps * found[-1]), defective.size)
+        chosen = [nominal[nominal.size - ranks]]
+        if defective.size:
+            chosen.append(defective[defective.size - np.maximum(passed, 1)])
+        # The vertices on either side of the limit, between which it is interpolated.
+        after = chosen[0][-1]
+        for scores in (nominal, defective):
+            chosen.append(scores[np.searchsorted(scores, after, side="right") :][:1])
+        thresholds = np.concatenate(chosen)
+    thresholds = np.unique(thresholds)[::-1]
+    fpr = np.append(0, (nominal.size - np.searchsorted(nominal, thresholds, side="left")) / n_nominal)
+    rate = np.append(0, found[defective.size - np.searchsorted(defective, thresholds, side="left")])
+    inside = fpr <= limit
+    end = [] if fpr[inside][-1] == limit else [limit]
+    return Curve(np.append(fpr[inside], end), np.append(rate[inside], np.interp(end, fpr, rate)))
 
 
 def _check_pair(labels: NDArray, scores: NDArray, what: str) -> None:
@@ -153,13 +242,12 @@ def _mann_whitney(defective: NDArray, nominal: NDArray) -> float:
     return twice / (2 * defective.size * nominal.size)
 
 
-def _region_weights(masks: Sequence[NDArray]) -> tuple[NDArray[np.float64], int]:
-    """1 / (pixels in its region) for every defective pixel, in :func:`_gather`'s order, and the number of regions."""
-    weights, n_regions = [], 0
+def _region_weights(masks: Sequence[NDArray]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """1 / (pixels in its region), and the image, of every defective pixel, in :func:`_gather`'s order."""
+    weights, counts = [], []
     for mask in masks:
-        if mask.any():
-            labels, n = ndimage.label(mask, structure=_EIGHT_CONNECTED)
-            regions = labels[mask]
+        counts.append(int(np.count_nonzero(mask)))
+        if counts[-1]:
+            regions = ndimage.label(mask, structure=_EIGHT_CONNECTED)[0][mask]
             weights.append(1 / np.bincount(regions)[regions])
-            n_regions += n
-    return np.concatenate(weights), n_regions
+    return np.concatenate(weights), np.repeat(np.arange(len(masks)), counts)

@@ -19,7 +19,7 @@ from sfrjax.datasets import Category
 from sfrjax.datasets.images import image_shape, list_images, read_mask
 from sfrjax.errors import SfrjaxError
 from sfrjax.features import Batch, Skipped, extract, image_batches
-from sfrjax.metrics import aupro, auroc, pixel_auroc
+from sfrjax.metrics import Pro, Roc, pro, roc
 from sfrjax.reconstruction import residual_norms
 from sfrjax.scoring import anomaly_maps, resize_map
 from sfrjax.settings import BATCH_SIZE, Settings
@@ -48,6 +48,20 @@ class Metrics(NamedTuple):
     image_auroc: float | None
 
 
+class Curves(NamedTuple):
+    """What the metrics are the areas of; None where there are no masks."""
+
+    image_roc: Roc
+    pixel_roc: Roc | None
+    pro: Pro | None
+
+    @property
+    def metrics(self) -> Metrics:
+        """The areas."""
+        pixels, regions, images = self.pixel_roc, self.pro, self.image_roc
+        return Metrics(pixels and _defined(pixels.area), regions and _defined(regions.area), _defined(images.area))
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Metrics of one category, with the predictions and masks they come from, in the order of category.test."""
@@ -57,6 +71,7 @@ class Evaluation:
     predictions: tuple[Prediction, ...]
     masks: tuple[np.ndarray, ...] | None
     threshold: float
+    curves: Curves
 
 
 def fit(
@@ -197,7 +212,8 @@ def evaluate(
     del bank  # the metrics need its memory
     predictions = tuple(found[sample.image] for sample in category.test)
     masks = read_masks(category)
-    return Evaluation(category, measure(category, predictions, masks), predictions, masks, threshold)
+    curves = measure_curves(category, predictions, masks)
+    return Evaluation(category, curves.metrics, predictions, masks, threshold, curves)
 
 
 def check_category(category: Category, settings: Settings) -> None:
@@ -220,12 +236,17 @@ def measure(category: Category, predictions: Sequence[Prediction], masks: Sequen
         predictions: one of each test image.
         masks: one bool [height, width] of each test image, at whose resolution pixels count; None: no pixel metrics.
     """
+    return measure_curves(category, predictions, masks).metrics
+
+
+def measure_curves(category: Category, predictions: Sequence[Prediction], masks: Sequence[np.ndarray] | None) -> Curves:
+    """Curves and areas; arguments as for `measure`."""
     anomalous = np.array([sample.anomalous for sample in category.test], bool)
-    image_auroc = auroc(anomalous, np.array([prediction.score for prediction in predictions]))
+    images = roc([anomalous], [np.array([prediction.score for prediction in predictions])])
     if masks is None:
-        return Metrics(None, None, _defined(image_auroc))
+        return Curves(images, None, None)
     maps = [prediction.anomaly_map for prediction in predictions]
-    return Metrics(_defined(pixel_auroc(masks, maps)), _defined(aupro(masks, maps)), _defined(image_auroc))
+    return Curves(images, roc(masks, maps), pro(masks, maps))
 
 
 def read_masks(category: Category) -> tuple[np.ndarray, ...] | None:

@@ -11,7 +11,7 @@ from skimage import measure
 from sklearn.metrics import roc_auc_score
 
 from sfrjax.errors import SfrjaxError
-from sfrjax.metrics import aupro, auroc, pixel_auroc
+from sfrjax.metrics import aupro, auroc, pixel_auroc, pro, roc
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -71,6 +71,64 @@ def test_aupro_with_the_limit_exactly_on_a_point_of_the_curve(case, k):
     n_nominal = sum(int((~mask).sum()) for mask in masks)
     limit = min(k, n_nominal) / n_nominal
     assert aupro(masks, maps, fpr_limit=limit) == pytest.approx(brute_force_aupro(masks, maps, limit), abs=1e-12)
+
+
+def area_under(curve, limit):
+    """By trapezoids, after what makes it a curve: it starts at the origin, ends at the limit, and never falls."""
+    assert (curve.fpr[0], curve.rate[0], curve.fpr[-1]) == (0, 0, limit)
+    assert (np.diff(curve.fpr) >= 0).all()
+    assert (np.diff(curve.rate) >= 0).all()
+    return np.trapezoid(curve.rate, curve.fpr) / limit
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases(), st.sampled_from([0.3, 0.05, 1 / 3, 1.0]))
+def test_curves_have_the_areas(case, limit):
+    masks, maps = case
+    whole = pro(masks, maps, fpr_limit=limit, points=None)
+    assert area_under(whole.curve, limit) == pytest.approx(whole.area, abs=1e-12)
+    assert whole.area == aupro(masks, maps, fpr_limit=limit)
+    sweep = roc(masks, maps, points=None)
+    assert area_under(sweep.curve, 1.0) == pytest.approx(sweep.area, abs=1e-12)
+    assert sweep.curve.rate[-1] == pytest.approx(1)
+    some = pro(masks, maps, fpr_limit=limit, points=3)
+    assert some.area == whole.area
+    area_under(some.curve, limit)
+    if limit < 1:  # at 1 the curve may rise straight up
+        assert some.curve.rate[-1] == pytest.approx(whole.curve.rate[-1], abs=1e-12)
+    vertices = set(zip(*whole.curve, strict=True))
+    assert vertices >= set(zip(*some.curve, strict=True)) - {(some.curve.fpr[-1], some.curve.rate[-1])}
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases())
+def test_the_areas_of_images_are_those_of_their_regions(case):
+    masks, maps = case
+    by_image = pro(masks, maps).by_image
+    regions = [measure.label(mask, connectivity=2).max() for mask in masks]
+    np.testing.assert_array_equal(np.isnan(by_image), np.array(regions) == 0)
+    assert np.average(np.nan_to_num(by_image), weights=regions) == pytest.approx(aupro(masks, maps), abs=1e-12)
+    # One image's own: the others keep their nominal pixels and lose their regions.
+    alone = int(np.argmax(regions))
+    pixels = [
+        scores if i == alone else scores[~mask][None] for i, (mask, scores) in enumerate(zip(masks, maps, strict=True))
+    ]
+    kept = [mask if i == alone else np.zeros((1, (~mask).sum()), bool) for i, mask in enumerate(masks)]
+    assert by_image[alone] == pytest.approx(aupro(kept, pixels), abs=1e-12)
+
+
+def test_a_curve_of_few_points_stays_close():
+    rng = np.random.default_rng(5)
+    masks = [np.zeros((120, 150), bool) for _ in range(6)]
+    for mask in masks:
+        mask[10:40, 20:70] = mask[80:90, 100:140] = True
+    maps = [rng.normal(size=m.shape).cumsum(axis=1).astype(np.float32) / 9 + 2 * m for m in masks]
+    for measured, limit in ((pro, 0.3), (roc, 1.0)):
+        exact, few = measured(masks, maps, points=None).curve, measured(masks, maps, points=100).curve
+        assert few.fpr.size <= 203
+        assert np.diff(few.fpr).max() < 0.0101 * limit
+        assert np.diff(few.rate).max() < 0.0101
+        assert set(zip(*few, strict=True)) <= set(zip(*exact, strict=True))
 
 
 @settings(max_examples=100, deadline=None)
@@ -151,6 +209,8 @@ def test_one_class_absent_is_nan():
     for value in (aupro(masks, maps), aupro([~masks[0]], maps), pixel_auroc(masks, maps), auroc([True], [1.0])):
         assert math.isnan(value)
     assert math.isnan(aupro([], []))
+    assert pro(masks, maps).curve.fpr.size == roc(masks, maps).curve.fpr.size == 0
+    assert np.isnan(pro(masks, maps).by_image).all()
     assert math.isnan(pixel_auroc([], []))
 
 
