@@ -64,7 +64,7 @@ class Bank:
     @property
     def threshold(self) -> float:
         """Image score above which an image is anomalous; holds for the bank's own settings (threshold_from_nominal)."""
-        return threshold_from_nominal(self.nominal_scores)
+        return threshold_from_nominal(self.nominal_scores, self.settings.quantile)
 
     def check(self, backbone: Backbone, settings: Settings) -> None:
         """Raise SfrjaxError where the network or the settings are not those the bank was built with."""

@@ -1,5 +1,6 @@
 """The command line: reads options, calls the pipeline, writes what it returns. Heavy imports wait for a command."""
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -36,6 +37,9 @@ Neighbourhood = Annotated[int, typer.Option(help="Average features over this man
 Dtype = Annotated[str, typer.Option(help=f"Arithmetic of the network: {', '.join(DTYPES)} (for GPU and TPU).")]
 AtomsDtype = Annotated[str, typer.Option(help=f"In which the bank keeps features: {', '.join(ATOM_DTYPES)}.")]
 Seed = Annotated[int, typer.Option(help="Seed of random sampling.")]
+Quantile = Annotated[
+    float, typer.Option(help="Share of good images that the threshold should pass, of those left out of the bank.")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per step.")]
 
 
@@ -55,6 +59,7 @@ def fit(
     neighbourhood: Neighbourhood = DEFAULTS.neighbourhood,
     dtype: Dtype = DEFAULTS.dtype,
     atoms_dtype: AtomsDtype = DEFAULTS.atoms_dtype,
+    quantile: Quantile = DEFAULTS.quantile,
     seed: Seed = DEFAULTS.seed,
     batch_size: BatchSize = BATCH_SIZE,
 ) -> None:
@@ -72,6 +77,7 @@ def fit(
         neighbourhood=neighbourhood,
         dtype=dtype,
         atoms_dtype=atoms_dtype,
+        quantile=quantile,
         seed=seed,
     )
     from sfrjax.bank import save_bank
@@ -84,7 +90,10 @@ def fit(
     bank = fit_bank(images, settings, weights=weights, batch_size=batch_size, progress=True)
     save_bank(bank, out)
     typer.echo(f"{out}: {bank.n_images} nominal images, {out.stat().st_size / 1e6:.0f} MB")
-    typer.echo(f"Threshold from leave-one-out nominal scores: {bank.threshold:.4g}")
+    typer.echo(
+        f"Threshold: {bank.threshold:.4g}, which {quantile:.1%} of good images should pass (from the scores of "
+        f"{len(bank.nominal_scores)} nominal images, each left out of the bank)"
+    )
     typer.echo(f"Next: sfrjax predict {out} YOUR_IMAGES --out results")
 
 
@@ -92,7 +101,13 @@ def fit(
 def predict(
     bank: Annotated[Path, typer.Argument(help="Bank file from `sfrjax fit`.")],
     images: Annotated[list[Path], typer.Argument(help="Images: files, or folders searched recursively.")],
-    out: Annotated[Path, typer.Option(help="Folder for scores.json, scores.csv, maps/ and overlays/.")],
+    out: Annotated[Path, typer.Option(help="Folder for scores.json, scores.csv, maps/, calibrated/ and overlays/.")],
+    quantile: Annotated[
+        float | None, typer.Option(help="As for fit; the bank's own otherwise.", show_default=False)
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Score above which an image is anomalous, instead of --quantile.")
+    ] = None,
     weights: Weights = None,
     batch_size: BatchSize = BATCH_SIZE,
 ) -> None:
@@ -100,13 +115,18 @@ def predict(
     from sfrjax.bank import load_bank
     from sfrjax.runs import predict_images
 
+    if threshold is not None and (quantile is not None or not math.isfinite(threshold) or threshold < 0):
+        raise SfrjaxError(f"--threshold {threshold}: give a number >= 0, and not --quantile besides")
     loaded = load_bank(bank)
-    run = predict_images(loaded, images, out, weights=weights, batch_size=batch_size, progress=True)
+    options: dict[str, Any] = {"weights": weights, "batch_size": batch_size, "progress": True}
+    run = predict_images(loaded, images, out, quantile=quantile, threshold=threshold, **options)
     n_anomalous = sum(row["anomalous"] for row in run.rows)
-    typer.echo(f"{len(run.rows)} images, {n_anomalous} above the threshold {loaded.threshold:.4g}")
+    typer.echo(f"{len(run.rows)} images, {n_anomalous} above the threshold {run.threshold:.4g}")
     typer.echo(f"Scores: {out / 'scores.json'}, {out / 'scores.csv'}")
     if run.rows:
-        typer.echo(f"Maps: {out / 'maps'}; overlays: {out / 'overlays'}")
+        typer.echo(
+            f"Maps: {out / 'maps'}; in units of the threshold: {out / 'calibrated'}; overlays: {out / 'overlays'}"
+        )
     if run.skipped:
         listing = "\n".join(f"  {reason}" for _, reason in run.skipped)
         total = len(run.rows) + len(run.skipped)
@@ -132,6 +152,7 @@ def evaluate(
     neighbourhood: Neighbourhood = DEFAULTS.neighbourhood,
     dtype: Dtype = DEFAULTS.dtype,
     atoms_dtype: AtomsDtype = DEFAULTS.atoms_dtype,
+    quantile: Quantile = DEFAULTS.quantile,
     seed: Seed = DEFAULTS.seed,
     batch_size: BatchSize = BATCH_SIZE,
 ) -> None:
@@ -152,6 +173,7 @@ def evaluate(
         neighbourhood=neighbourhood,
         dtype=dtype,
         atoms_dtype=atoms_dtype,
+        quantile=quantile,
         seed=seed,
     )
     from sfrjax.report import print_metrics
@@ -159,7 +181,7 @@ def evaluate(
 
     options: dict[str, Any] = {"weights": weights, "batch_size": batch_size, "progress": True}
     run = evaluate_dataset(dataset, root, out, categories=category, settings=settings, **options)
-    print_metrics(run.metrics)
+    print_metrics(run.metrics, run.detections)
     typer.echo(f"Results: {out / 'results.json'}; overlays: {out / 'overlays'}")
 
 
@@ -175,7 +197,7 @@ def demo(
 
     typer.echo("Drawing a set of inspection images, then fitting and predicting each product ...")
     run = runs.demo(out, progress=True)
-    print_metrics(run.metrics)
+    print_metrics(run.metrics, run.detections)
     product, data = next(iter(run.metrics)), out / "data"
     typer.echo(f"Pictures: {out / 'overview.png'} (one of each kind), {out / 'overlays'} (all)")
     typer.echo(

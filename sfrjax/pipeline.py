@@ -21,7 +21,7 @@ from sfrjax.errors import SfrjaxError
 from sfrjax.features import Batch, Skipped, extract, image_batches
 from sfrjax.metrics import Pro, Roc, pro, roc
 from sfrjax.reconstruction import residual_norms
-from sfrjax.scoring import anomaly_maps, resize_map
+from sfrjax.scoring import Region, anomaly_maps, find_regions, resize_map, threshold_from_nominal
 from sfrjax.settings import BATCH_SIZE, Settings
 
 T = TypeVar("T")
@@ -33,11 +33,15 @@ class Prediction(NamedTuple):
     path: the image file.
     score: image score, the maximum of the anomaly map before resizing; in the unit of feature residuals.
     anomaly_map: float32 [height, width], at the original image size.
+    anomalous: whether the score is above the threshold; None without one.
+    regions: what of the map is above it, highest score first; none exactly if the image is not anomalous.
     """
 
     path: Path
     score: float
     anomaly_map: np.ndarray
+    anomalous: bool | None = None
+    regions: tuple[Region, ...] = ()
 
 
 class Metrics(NamedTuple):
@@ -62,6 +66,21 @@ class Curves(NamedTuple):
         return Metrics(pixels and _defined(pixels.area), regions and _defined(regions.area), _defined(images.area))
 
 
+class Detection(NamedTuple):
+    """What the threshold, set from nominal training images alone, does to the test images.
+
+    threshold: image score above which an image counts as anomalous.
+    found, n_anomalous: anomalous images above it, of how many.
+    false_alarms, n_good: nominal images above it, of how many.
+    """
+
+    threshold: float
+    found: int
+    n_anomalous: int
+    false_alarms: int
+    n_good: int
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Metrics of one category, with the predictions and masks they come from, in the order of category.test."""
@@ -72,6 +91,14 @@ class Evaluation:
     masks: tuple[np.ndarray, ...] | None
     threshold: float
     curves: Curves
+
+    @property
+    def detection(self) -> Detection:
+        """Counts of images above the threshold."""
+        truth = np.array([sample.anomalous for sample in self.category.test], bool)
+        above = np.array([prediction.score > self.threshold for prediction in self.predictions], bool)
+        found, false_alarms = int((above & truth).sum()), int((above & ~truth).sum())
+        return Detection(self.threshold, found, int(truth.sum()), false_alarms, int((~truth).sum()))
 
 
 def fit(
@@ -118,6 +145,7 @@ def predict(
     images: str | Path | Sequence[str | Path],
     settings: Settings | None = None,
     *,
+    threshold: float | None = None,
     weights: str | Path | None = None,
     backbone: Backbone | None = None,
     batch_size: int = BATCH_SIZE,
@@ -129,8 +157,10 @@ def predict(
     Args:
         bank: from `fit` or `load_bank`.
         images: a folder (searched recursively), or files and folders.
-        settings: the bank's own where None; sampling, s_ref, s, eps, sigma and seed may differ from them, but
-            bank.threshold holds for the bank's own only.
+        settings: the bank's own where None; sampling, s_ref, s, eps, sigma, quantile and seed may differ from them,
+            but thresholds hold for the bank's own sampling, s_ref, s, eps and sigma only.
+        threshold: score above which an image is anomalous; from the bank's nominal scores and settings.quantile
+            where None.
         weights: file of network weights, where `fit` was given one.
         backbone: a network loaded for settings.feature_levels, instead of loading one here.
         batch_size: images per step.
@@ -146,7 +176,9 @@ def predict(
     backbone = _network(settings, backbone, weights)
     bank.check(backbone, settings)
     batches = image_batches(paths, size=settings.image_size, batch_size=min(batch_size, len(paths)), skipped=skipped)
-    predictions = _predictions(bank, backbone, settings, batches)
+    if threshold is None:
+        threshold = threshold_from_nominal(bank.nominal_scores, settings.quantile)
+    predictions = _predictions(bank, backbone, settings, batches, threshold)
     yield from _tracked(predictions, "Predicting", len(paths), lambda _: 1, shown=progress)
 
 
@@ -290,22 +322,25 @@ def _check_memory(size: int) -> None:
         )
 
 
-def _predictions(bank: Bank, backbone: Backbone, settings: Settings, batches: Iterable[Batch]) -> Iterator[Prediction]:
+def _predictions(
+    bank: Bank, backbone: Backbone, settings: Settings, batches: Iterable[Batch], threshold: float
+) -> Iterator[Prediction]:
     """Dispatch a batch, then hand out the one before it, so that the host's work overlaps with the device's."""
     previous: tuple[Batch, jax.Array, jax.Array] | None = None
     for batch in batches:
         current = (batch, *localise(bank, backbone, batch.images, settings))
         if previous is not None:
-            yield from _collect(*previous)
+            yield from _collect(*previous, threshold)
         previous = current
     if previous is not None:
-        yield from _collect(*previous)
+        yield from _collect(*previous, threshold)
 
 
-def _collect(batch: Batch, maps: jax.Array, scores: jax.Array) -> Iterator[Prediction]:
+def _collect(batch: Batch, maps: jax.Array, scores: jax.Array, threshold: float) -> Iterator[Prediction]:
     host_maps, host_scores = np.asarray(maps), np.asarray(scores)
-    for row, (path, shape) in enumerate(zip(batch.paths, batch.shapes, strict=True)):
-        yield Prediction(path, float(host_scores[row]), resize_map(host_maps[row], shape))
+    for path, shape, anomaly_map, score in zip(batch.paths, batch.shapes, host_maps, host_scores, strict=False):
+        regions = find_regions(anomaly_map, threshold, shape)
+        yield Prediction(path, float(score), resize_map(anomaly_map, shape), bool(regions), regions)
 
 
 def _tracked(

@@ -22,8 +22,8 @@ from sfrjax.bank import Bank
 from sfrjax.datasets.images import open_rgb
 from sfrjax.features import Skipped
 from sfrjax.files import replacing
-from sfrjax.pipeline import Evaluation, Metrics, Prediction
-from sfrjax.scoring import resize_map
+from sfrjax.pipeline import Detection, Evaluation, Metrics, Prediction
+from sfrjax.scoring import calibrated, resize_map
 from sfrjax.settings import Settings
 from sfrjax.version import __version__
 
@@ -39,12 +39,13 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def evaluation_results(
-    metrics: dict[str, Metrics], settings: Settings, dataset: str, backbone: Backbone
+    metrics: dict[str, Metrics], detections: dict[str, Detection], settings: Settings, dataset: str, backbone: Backbone
 ) -> dict[str, Any]:
-    """The content of results.json: metrics by category and their means, with what they were measured with."""
+    """The content of results.json: metrics by category and their means, what the thresholds did, and the settings."""
     return {
         "categories": {name: m._asdict() for name, m in metrics.items()},
         "mean": mean_metrics(list(metrics.values()))._asdict(),
+        "detections": {name: d._asdict() for name, d in detections.items()},
         "settings": {"dataset": dataset, **settings.to_dict()},
         "weights_name": backbone.weights_name,
         "weights_sha256": backbone.weights_sha256,
@@ -58,18 +59,22 @@ def mean_metrics(metrics: Sequence[Metrics]) -> Metrics:
     return Metrics(*(float(np.mean(values)) if values else None for values in known))
 
 
-def print_metrics(metrics: dict[str, Metrics]) -> None:
-    """A table in percent, a row per category and, for several, their mean."""
+def print_metrics(metrics: dict[str, Metrics], detections: dict[str, Detection]) -> None:
+    """A table in percent, a row per category and, for several, their mean; counts of images beside it."""
     table = Table()
-    for i, header in enumerate(("category", "pixel AUROC", "AUPRO", "image AUROC")):
+    for i, header in enumerate(("category", "pixel AUROC", "AUPRO", "image AUROC", "found", "false alarms")):
         table.add_column(header, justify="right" if i else "left")
-    rows = [(escape(name), row) for name, row in metrics.items()]
-    if len(rows) > 1:
-        rows.append(("mean", mean_metrics(list(metrics.values()))))
-    for i, (name, row) in enumerate(rows, 1):
-        values = ["-" if value is None else f"{100 * value:.2f}" for value in row]
-        table.add_row(name, *values, end_section=i == len(metrics))
+    for name, row in metrics.items():
+        d = detections[name]
+        counts = (f"{d.found} of {d.n_anomalous}", f"{d.false_alarms} of {d.n_good}")
+        table.add_row(escape(name), *_percent(row), *counts, end_section=name == list(metrics)[-1])
+    if len(metrics) > 1:
+        table.add_row("mean", *_percent(mean_metrics(list(metrics.values()))))
     Console().print(table)
+
+
+def _percent(metrics: Metrics) -> list[str]:
+    return ["-" if value is None else f"{100 * value:.2f}" for value in metrics]
 
 
 def output_stems(paths: Sequence[Path]) -> list[Path]:
@@ -103,8 +108,7 @@ def overlay(prediction: Prediction, threshold: float, mask: np.ndarray | None = 
     scale = min(1.0, MAX_PICTURE_SIDE / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     left = image.resize(size, Image.Resampling.BILINEAR)
-    # In units of the threshold; where it is 0 (nominal images that are all the same), any residual is beyond it.
-    relative = resize_map(prediction.anomaly_map, size[::-1]) / max(threshold, np.finfo(np.float32).tiny)
+    relative = calibrated(resize_map(prediction.anomaly_map, size[::-1]), threshold)
     heat = matplotlib.colormaps["inferno"](np.clip(relative / 2, 0, 1), bytes=True)[..., :3]
     # Transparent where nothing is wrong, so that the part stays visible.
     alpha = 0.7 * np.clip(relative - 0.5, 0, 1)[..., None]
@@ -151,13 +155,20 @@ def contact_sheet(pictures: Sequence[tuple[str, Path]], columns: int) -> Image.I
     return sheet
 
 
-def write_scores(folder: Path, rows: list[dict[str, Any]], skipped: Sequence[Skipped], bank: Bank) -> None:
-    """scores.json and scores.csv of a prediction run."""
+def write_scores(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    skipped: Sequence[Skipped],
+    bank: Bank,
+    settings: Settings,
+    threshold: float,
+) -> None:
+    """scores.json and scores.csv of a prediction run; the table has the number of regions, the JSON each of them."""
     content = {
         "images": rows,
         "skipped": [{"image": str(path), "reason": reason} for path, reason in skipped],
-        "threshold": bank.threshold,
-        "settings": bank.settings.to_dict(),
+        "threshold": threshold,
+        "settings": settings.to_dict(),
         "weights_name": bank.weights_name,
         "weights_sha256": bank.weights_sha256,
         "version": __version__,
@@ -167,9 +178,10 @@ def write_scores(folder: Path, rows: list[dict[str, Any]], skipped: Sequence[Ski
         replacing(folder / "scores.csv") as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
-        writer = csv.DictWriter(file, ["image", "score", "anomalous", "map", "overlay"])
+        columns = ["image", "score", "calibrated_score", "anomalous", "regions", "map", "calibrated_map", "overlay"]
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({**row, "regions": len(row["regions"])} for row in rows)
 
 
 def _draw_outline(picture: Image.Image, region: np.ndarray, colour: tuple[int, int, int]) -> None:

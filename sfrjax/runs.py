@@ -1,7 +1,7 @@
 """Whole runs: the pipeline's results written into a folder. The command line prints what these return."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from sfrjax.datasets.images import list_images
 from sfrjax.errors import SfrjaxError
 from sfrjax.features import Skipped
 from sfrjax.files import output_folder
-from sfrjax.pipeline import Metrics, check_category, evaluate, predict
+from sfrjax.pipeline import Detection, Metrics, check_category, evaluate, predict
 from sfrjax.report import (
     contact_sheet,
     evaluation_results,
@@ -25,21 +25,24 @@ from sfrjax.report import (
     write_picture,
     write_scores,
 )
+from sfrjax.scoring import calibrated, threshold_from_nominal
 from sfrjax.settings import BATCH_SIZE, Settings
 
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """metrics by category, and the overlays written for each."""
+    """By category: metrics, what the threshold did, and the overlays written."""
 
     metrics: dict[str, Metrics]
+    detections: dict[str, Detection]
     pictures: dict[str, list[Path]]
 
 
 @dataclass(frozen=True)
 class PredictionRun:
-    """What scores.json lists: a row per image, and the images left out."""
+    """What scores.json lists: a row per image, the images left out, and the threshold used."""
 
+    threshold: float
     rows: list[dict[str, Any]]
     skipped: list[Skipped]
 
@@ -64,15 +67,16 @@ def evaluate_dataset(
     loaded = load_dataset(dataset, root, categories)
     output_folder(out)
     backbone = load_backbone(settings.backbone, levels=settings.feature_levels, weights=weights, dtype=settings.dtype)
-    run = EvaluationRun({}, {})
+    run = EvaluationRun({}, {}, {})
     for category in loaded:
         check_category(category, settings)  # all of them first: the last one's mask should not cost the others' hours
     for category in loaded:
         evaluation = evaluate(category, settings, backbone=backbone, batch_size=batch_size, progress=progress)
         run.metrics[category.name] = evaluation.metrics
+        run.detections[category.name] = evaluation.detection
         run.pictures[category.name] = write_evaluation_pictures(evaluation, out / "overlays" / category.name)
         del evaluation  # its maps, before the next category's come
-    write_json(out / "results.json", evaluation_results(run.metrics, settings, dataset, backbone))
+    write_json(out / "results.json", evaluation_results(run.metrics, run.detections, settings, dataset, backbone))
     return run
 
 
@@ -81,11 +85,20 @@ def predict_images(
     images: Sequence[str | Path] | str | Path,
     out: str | Path,
     *,
+    quantile: float | None = None,
+    threshold: float | None = None,
     weights: str | Path | None = None,
     batch_size: int = BATCH_SIZE,
     progress: bool = False,
 ) -> PredictionRun:
-    """Predict images; write out/scores.json, out/scores.csv, out/maps/*.tiff and out/overlays/*.png.
+    """Predict images; write out/scores.json, out/scores.csv and, per image, maps/*.tiff, calibrated/*.tiff (the map in
+    units of the threshold) and overlays/*.png.
+
+    Args:
+        bank, images, out: what to use, look at and write to.
+        quantile: the share of nominal images that the threshold should pass; the bank's own where None.
+        threshold: the threshold itself, instead of one from the bank's nominal scores.
+        weights, batch_size, progress: as in `predict`.
 
     Raises:
         SfrjaxError: as `pipeline.predict`, or `out` cannot be written. Unreadable images are skipped, not raised.
@@ -93,28 +106,36 @@ def predict_images(
     out = output_folder(Path(out))
     paths = list_images(images)
     stems = dict(zip(paths, output_stems(paths), strict=True))
-    run = PredictionRun([], [])
+    settings = bank.settings if quantile is None else replace(bank.settings, quantile=quantile)
+    if threshold is None:
+        threshold = threshold_from_nominal(bank.nominal_scores, settings.quantile)
+    run = PredictionRun(threshold, [], [])
     options: dict[str, Any] = {"weights": weights, "batch_size": batch_size, "progress": progress}
-    for prediction in predict(bank, paths, skipped=run.skipped, **options):
+    for prediction in predict(bank, paths, settings, threshold=threshold, skipped=run.skipped, **options):
         map_path = Path("maps", f"{stems[prediction.path]}.tiff")
+        calibrated_path = Path("calibrated", f"{stems[prediction.path]}.tiff")
         overlay_path = Path("overlays", f"{stems[prediction.path]}.png")
         try:
-            picture = overlay(prediction, bank.threshold)
+            picture = overlay(prediction, threshold)
         except SfrjaxError as error:  # the image was there for the map, and is no more
             run.skipped.append(Skipped(prediction.path, str(error)))
             continue
         write_map(out / map_path, prediction.anomaly_map)
+        write_map(out / calibrated_path, calibrated(prediction.anomaly_map, threshold))
         write_picture(out / overlay_path, picture)
         run.rows.append(
             {
                 "image": str(prediction.path),
                 "score": prediction.score,
-                "anomalous": prediction.score > bank.threshold,
+                "calibrated_score": float(calibrated(prediction.score, threshold)),
+                "anomalous": prediction.anomalous,
+                "regions": [region._asdict() for region in prediction.regions],
                 "map": map_path.as_posix(),
+                "calibrated_map": calibrated_path.as_posix(),
                 "overlay": overlay_path.as_posix(),
             }
         )
-    write_scores(out, run.rows, run.skipped, bank)
+    write_scores(out, run.rows, run.skipped, bank, settings, threshold)
     return run
 
 

@@ -1,12 +1,15 @@
-"""Residual norms -> anomaly map -> image score, and the threshold that nominal images alone give."""
+"""Residual norms -> anomaly map -> image score; the threshold that nominal images alone give, and what is above it."""
 
+import math
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from scipy.ndimage import gaussian_filter1d
+from scipy import ndimage
 
 
 @lru_cache
@@ -32,7 +35,7 @@ def smoothing_operator(side: int, size: int, sigma: float) -> np.ndarray:
     upsample = np.zeros((size, side))
     np.add.at(upsample, (np.arange(size), low), 1 - weight)
     np.add.at(upsample, (np.arange(size), high), weight)
-    return gaussian_filter1d(upsample, sigma, axis=0, mode="reflect", truncate=4.0).astype(np.float32)
+    return ndimage.gaussian_filter1d(upsample, sigma, axis=0, mode="reflect", truncate=4.0).astype(np.float32)
 
 
 @partial(jax.jit, static_argnames=("size", "sigma"))
@@ -55,16 +58,69 @@ def anomaly_maps(norms: tuple[jax.Array, ...], *, size: int, sigma: float) -> tu
     return maps, maps.max(axis=(1, 2))
 
 
-def threshold_from_nominal(scores: np.ndarray) -> float:
-    """The image score above which an image is called anomalous: the largest leave-one-out score of a nominal image.
+def threshold_from_nominal(scores: np.ndarray, quantile: float) -> float:
+    """The image score above which an image is called anomalous, from nominal images alone.
 
-    For exchangeable images the next nominal one exceeds it with probability 1 / (M + 1). An anomaly map is in the
-    same unit as the image score, so the threshold also bounds the anomalous region.
+    It is the ceil(quantile (M + 1))-th smallest of M leave-one-out scores, the largest where there are too few: of
+    images exchangeable with these, a nominal one exceeds it with probability at most max(1 - quantile, 1 / (M + 1))
+    (split conformal prediction, Vovk et al. 2005). An anomaly map is in the same unit as the image score, so the
+    threshold also bounds the anomalous regions.
 
     Args:
-        scores: float [M], nominal images each scored against all the others.
+        scores: float [M], M >= 1, nominal images each scored against all the others.
+        quantile: in (0, 1].
     """
-    return float(scores.max())
+    rank = min(math.ceil(quantile * (len(scores) + 1)), len(scores))
+    return float(np.sort(scores)[rank - 1])
+
+
+def calibrated(values: ArrayLike, threshold: float) -> NDArray[np.float32]:
+    """Scores or maps in units of the threshold, float32: above 1 is anomalous, whatever the product and the network.
+
+    Where the threshold is 0 (nominal images that are all the same) any residual is far beyond it, and stays finite.
+    """
+    limits = np.finfo(np.float32)
+    unit = max(threshold, float(limits.tiny))
+    return np.minimum(np.asarray(values, np.float64) / unit, limits.max).astype(np.float32)
+
+
+class Region(NamedTuple):
+    """A connected anomalous region, in pixels of the original image.
+
+    x, y, width, height: the bounding box; x and y count from the left and the top.
+    area: number of pixels.
+    score: the anomaly map's largest value inside.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    area: int
+    score: float
+
+
+def find_regions(anomaly_map: np.ndarray, threshold: float, shape: tuple[int, int]) -> tuple[Region, ...]:
+    """The 8-connected regions above the threshold, highest score first.
+
+    They are sought on the map that the image score is the maximum of, so that an image has one exactly if its score is
+    above the threshold, and then measured in the original image's pixels.
+
+    Args:
+        anomaly_map: float32 [size, size].
+        threshold: of scores and maps.
+        shape: (height, width) of the original image.
+    """
+    labels, _ = ndimage.label(anomaly_map > np.float64(threshold), structure=np.ones((3, 3)))
+    scale_y, scale_x = shape[0] / anomaly_map.shape[0], shape[1] / anomaly_map.shape[1]
+    found = []
+    for index, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+        inside = labels[rows, columns] == index
+        x, y = math.floor(columns.start * scale_x), math.floor(rows.start * scale_y)
+        width, height = math.ceil(columns.stop * scale_x) - x, math.ceil(rows.stop * scale_y) - y
+        area = max(1, round(np.count_nonzero(inside) * scale_x * scale_y))
+        found.append(Region(x, y, width, height, area, float(anomaly_map[rows, columns][inside].max())))
+    return tuple(sorted(found, key=lambda region: -region.score))
 
 
 def resize_map(anomaly_map: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

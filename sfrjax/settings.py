@@ -40,6 +40,7 @@ class Settings:
             is float32 in every case.
         image_size: side in pixels to which every image is squashed.
         sigma: standard deviation in pixels of the Gaussian that smooths an anomaly map.
+        quantile: share of nominal images that the threshold should pass (scoring.threshold_from_nominal).
         seed: of the random sampling.
 
     Raises:
@@ -60,6 +61,7 @@ class Settings:
     atoms_dtype: str = "float32"
     image_size: int = 256
     sigma: float = 4.0
+    quantile: float = 0.99
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -84,6 +86,8 @@ class Settings:
             )
         if not (math.isfinite(self.eps) and self.eps >= 0):
             raise SfrjaxError(f"--eps {self.eps}: give a number >= 0")
+        if not 0 < self.quantile <= 1:
+            raise SfrjaxError(f"--quantile {self.quantile}: give a share of nominal images above 0 and at most 1")
         if self.seed < 0:
             raise SfrjaxError(f"--seed {self.seed}: give a whole number >= 0")
         if self.image_size < 32:

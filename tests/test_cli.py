@@ -98,13 +98,35 @@ def test_predict_writes_scores_maps_and_overlays(capsys, parts, bank, tmp_path):
         anomaly_map = tifffile.imread(tmp_path / "out" / row["map"])
         assert anomaly_map.shape == (60, 72)
         assert anomaly_map.dtype == np.float32
+        calibrated = tifffile.imread(tmp_path / "out" / row["calibrated_map"])
+        np.testing.assert_allclose(calibrated * scores["threshold"], anomaly_map, rtol=1e-5)
+        assert line["regions"] == str(len(row["regions"]))
+        assert bool(row["regions"]) == row["anomalous"]
         assert Image.open(tmp_path / "out" / row["overlay"]).height == 60
         if "spot" in row["image"]:
             assert row["anomalous"]
             y, x = np.unravel_index(anomaly_map.argmax(), anomaly_map.shape)
             assert 15 <= y <= 45
             assert 15 <= x <= 45
+            box = row["regions"][0]
+            assert box["x"] < 40 < box["x"] + box["width"] + 20
+            assert box["y"] < 40 < box["y"] + box["height"] + 20
     assert f"{sum(row['anomalous'] for row in scores['images'])} above the threshold" in out
+
+
+def test_the_threshold_can_be_chosen_when_predicting(capsys, parts, bank, tmp_path):
+    chosen = {}
+    for name, options in {"q": ("--quantile", 0.5), "t": ("--threshold", 0), "own": ()}.items():
+        status, _, _ = run(capsys, "predict", bank, parts / "test" / "good", "--out", tmp_path / name, *options)
+        assert status == 0
+        chosen[name] = json.loads((tmp_path / name / "scores.json").read_text())
+    assert chosen["q"]["threshold"] < chosen["own"]["threshold"]
+    assert chosen["q"]["settings"]["quantile"] == 0.5
+    assert chosen["t"]["threshold"] == 0
+    assert all(row["anomalous"] for row in chosen["t"]["images"])
+    status, _, err = run(capsys, "predict", bank, parts / "test", "--out", tmp_path, "--threshold", "nan")
+    assert status == 1
+    assert "--threshold nan" in err
 
 
 def test_predict_skips_what_it_cannot_read_and_says_so(capsys, copy, bank, tmp_path):

@@ -37,6 +37,8 @@ def test_presets_are_the_papers(name, levels, reference, s_ref, s):
         ({"sigma": float("inf")}, ["sigma"]),
         ({"eps": float("inf")}, ["--eps"]),
         ({"seed": -1}, ["--seed -1"]),
+        ({"quantile": 0.0}, ["--quantile 0.0"]),
+        ({"quantile": float("nan")}, ["--quantile nan"]),
         ({"method": "magic"}, ["--method magic", "padim"]),
         ({"neighbourhood": 2}, ["--neighbourhood 2", "odd"]),
         ({"dtype": "float16"}, ["--dtype float16", "bfloat16"]),
