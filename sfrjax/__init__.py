@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sfrjax.backbones import load_backbone
     from sfrjax.bank import Bank, load_bank, save_bank
+    from sfrjax.check import check_dataset, check_images
     from sfrjax.datasets import load_dataset
     from sfrjax.errors import SfrjaxError
     from sfrjax.pipeline import Prediction, evaluate, fit, localise, predict
@@ -25,6 +26,8 @@ _HOME = {
     "SfrjaxError": "errors",
     "SparseCode": "pursuit",
     "__version__": "version",
+    "check_dataset": "check",
+    "check_images": "check",
     "demo": "runs",
     "evaluate": "pipeline",
     "fit": "pipeline",
@@ -45,6 +48,8 @@ __all__ = [
     "SfrjaxError",
     "SparseCode",
     "__version__",
+    "check_dataset",
+    "check_images",
     "demo",
     "evaluate",
     "fit",

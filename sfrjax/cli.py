@@ -1,5 +1,6 @@
 """The command line: reads options, calls the pipeline, writes what it returns. Heavy imports wait for a command."""
 
+import json
 import math
 import os
 import sys
@@ -10,6 +11,7 @@ import typer
 
 from sfrjax.errors import SfrjaxError
 from sfrjax.settings import ATOM_DTYPES, BATCH_SIZE, DTYPES, METHODS, PRESETS, SAMPLINGS, Settings, parse_level
+from sfrjax.version import __version__
 from sfrjax.weights.cli import app as weights_app
 from sfrjax.weights.fetch import cache_folder
 
@@ -183,6 +185,61 @@ def evaluate(
     run = evaluate_dataset(dataset, root, out, categories=category, settings=settings, **options)
     print_metrics(run.metrics, run.detections)
     typer.echo(f"Results: {out / 'results.json'}; overlays: {out / 'overlays'}")
+
+
+@app.command()
+def check(
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Nominal images for fit: files, or folders searched recursively.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help=f"Or a data set's layout: {', '.join(PRESETS)}.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder of the data set.")] = None,
+    category: Annotated[list[str] | None, typer.Option(help="Categories; all of them otherwise.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every file named.")] = False,
+    backbone: Backbone = DEFAULTS.backbone,
+    weights: Weights = None,
+    levels: Levels = None,
+    reference: Reference = None,
+    sampling: Sampling = DEFAULTS.sampling,
+    mode: Mode = DEFAULTS.mode,
+    s_ref: SRef = None,
+    s: S = None,
+    atoms_dtype: AtomsDtype = DEFAULTS.atoms_dtype,
+) -> None:
+    """Name everything that is wrong with a folder of images; exit status 0 if fit (or evaluate) would work."""
+    if (dataset is None) != (root is None) or (dataset is None) == (not images):
+        raise SfrjaxError("give either nominal IMAGES, or --dataset LAYOUT and --root FOLDER")
+    if dataset is not None and dataset not in PRESETS:
+        raise SfrjaxError(f"--dataset {dataset}: give one of {', '.join(PRESETS)}")
+    if category and dataset is None:
+        raise SfrjaxError("--category names a category of a --dataset; plain IMAGES have none")
+    settings = _settings(
+        PRESETS[dataset] if dataset else {},
+        backbone=backbone,
+        levels=levels,
+        reference=reference,
+        sampling=sampling,
+        mode=mode,
+        s_ref=s_ref,
+        s=s,
+        atoms_dtype=atoms_dtype,
+    )
+    from sfrjax.check import check_dataset, check_images, print_report
+
+    options: dict[str, Any] = {"weights": weights, "progress": True}
+    if dataset is not None and root is not None:
+        reports = check_dataset(dataset, root, category, settings, **options)
+    else:
+        reports = [check_images(images or [], settings, **options)]
+    ok = all(report.ok for report in reports)
+    if as_json:
+        content = {"ok": ok, "categories": [report.to_dict() for report in reports]}
+        typer.echo(json.dumps({**content, "settings": settings.to_dict(), "version": __version__}, indent=2))
+    else:
+        for report in reports:
+            print_report(report)
+    if not ok:
+        raise typer.Exit(1)
 
 
 @app.command()

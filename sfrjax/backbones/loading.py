@@ -84,12 +84,7 @@ def load_backbone(
     file = open_weights(located.path)
     config, parameters = folded_parameters(backbone, config, file)
 
-    built = config
-    if isinstance(config, ResNetConfig) and jax.default_backend() == "cpu" and jnp.dtype(dtype) == jnp.float32:
-        built = dataclasses.replace(config, winograd=True)
-    model = nnx.eval_shape(functools.partial(built.build, max(4 if k == "last" else int(k) for k in wanted)))
-    graphdef, abstract = nnx.split(model)
-    shallow = {".".join(map(str, keys)): (keys, leaf.get_value().shape) for keys, leaf in nnx.to_flat_state(abstract)}
+    graphdef, shallow = _structure(config, wanted, dtype)
     flat = {}
     for where, kernel, bias in parameters:
         for part, value in (("kernel", kernel), ("bias", bias)):
@@ -98,6 +93,29 @@ def load_backbone(
                 flat[keys] = jnp.asarray(value if value.shape == shape else winograd_kernel(value), dtype)
     state = traverse_util.unflatten_dict(flat)
     return Backbone(backbone, located.name, located.sha256, config.preprocess, wanted, graphdef, state)
+
+
+def untrained_backbone(name: str, *, levels: Iterable[Level], dtype: DTypeLike = jnp.float32) -> Backbone:
+    """The network with zeros for weights: to learn the shapes of its features, and how fast it is, before any download.
+
+    Raises:
+        SfrjaxError: unknown backbone or level.
+    """
+    backbone, config = network_config(name)
+    wanted = _check_levels(levels)
+    graphdef, shallow = _structure(config, wanted, dtype)
+    state = traverse_util.unflatten_dict({keys: jnp.zeros(shape, dtype) for keys, shape in shallow.values()})
+    return Backbone(backbone, "none", "", config.preprocess, wanted, graphdef, state)
+
+
+def _structure(config: Config, levels: tuple[Level, ...], dtype: DTypeLike) -> tuple[Any, dict[str, tuple[Any, Any]]]:
+    """The network down to the deepest level: its graph, and {PATH.kernel or PATH.bias: (keys in the state, shape)}."""
+    if isinstance(config, ResNetConfig) and jax.default_backend() == "cpu" and jnp.dtype(dtype) == jnp.float32:
+        config = dataclasses.replace(config, winograd=True)
+    model = nnx.eval_shape(functools.partial(config.build, max(4 if k == "last" else int(k) for k in levels)))
+    graphdef, abstract = nnx.split(model)
+    flat = nnx.to_flat_state(abstract)
+    return graphdef, {".".join(map(str, keys)): (keys, leaf.get_value().shape) for keys, leaf in flat}
 
 
 def forward(

@@ -4,11 +4,13 @@ Every rule maps a stored value to a brightness by the format alone, never by the
 to its own range would hide exactly the change of brightness that an inspection has to see.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,6 +129,11 @@ def read_mask(path: str | Path, *, threshold: int, shape: tuple[int, int]) -> ND
     Raises:
       SfrjaxError: unreadable as for :func:`read_image`, or of another size than its image.
     """
+    return mask_values(path, shape=shape) > threshold
+
+
+def mask_values(path: str | Path, *, shape: tuple[int, int]) -> NDArray:
+    """What :func:`read_mask` compares: the brightest channel on the scale 0..255, uint8 or (16-bit masks) float64."""
     path = Path(path)
     image = _open(path)
     if (image.height, image.width) != tuple(shape):
@@ -135,11 +142,45 @@ def read_mask(path: str | Path, *, threshold: int, shape: tuple[int, int]) -> ND
             " a mask must have its image's size"
         )
     if image.mode in _HIGH_DEPTH:
-        return _integers(image, path) > 257 * threshold
+        return _integers(image, path) / 257
     values = np.asarray(_as_8_bit(image, path))
-    return (values.max(axis=2) if values.ndim == 3 else values) > threshold
+    return values.max(axis=2) if values.ndim == 3 else values
 
 
+class Inspection(NamedTuple):
+    """What there is to know of an image besides its content."""
+
+    shape: tuple[int, int]  #: (height, width), upright
+    stored: str  #: "8-bit grey", "8-bit colour", "16-bit grey", "palette", "transparent", "CMYK", ...
+    rotated: bool  #: EXIF orientation turns or mirrors it
+    frames: int
+    digest: bytes  #: SHA-256 of its size and of the RGB pixels that :func:`read_image` squashes
+
+
+def inspect_image(path: str | Path) -> Inspection:
+    """Decode an image in full, at its own size. Raises the same errors as :func:`read_image`."""
+    path = Path(path)
+    with _reading(path), Image.open(path) as header:
+        deep_colour = header.mode == "RGB" and ";16" in str(header.tile)  # of which Pillow drops half
+        frames = getattr(header, "n_frames", 1)
+        rotated = header.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    image = _open(path)
+    if image.mode in _HIGH_DEPTH:
+        stored = "16-bit grey"
+    elif deep_colour:
+        stored = "16-bit colour"
+    elif image.has_transparency_data and image.convert("RGBA").getextrema()[-1] != (255, 255):
+        stored = "transparent"
+    else:
+        stored = _NAMES.get(image.mode, image.mode)
+    pixels = _as_8_bit(image, path).convert("RGB")
+    digest = hashlib.sha256(f"{pixels.size}".encode() + pixels.tobytes()).digest()
+    return Inspection((pixels.height, pixels.width), stored, rotated, frames, digest)
+
+
+_NAMES = {
+    "1": "1-bit", "L": "8-bit grey", "LA": "8-bit grey", "RGB": "8-bit colour", "RGBA": "8-bit colour", "P": "palette",
+}  # fmt: skip
 _HIGH_DEPTH = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 

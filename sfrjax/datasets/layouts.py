@@ -1,7 +1,8 @@
 """Which files of a dataset are nominal, which are defective, and which mask belongs to which image.
 
-Images and masks are paired by name, never by position in a sorted list, and anything left unpaired is an error: a
-dataset with one mask missing would otherwise be scored against its neighbours' masks.
+Images and masks are paired by name, never by position in a sorted list, and anything left unpaired is a problem: a
+dataset with one mask missing would otherwise be scored against its neighbours' masks. Layouts gather problems as they
+go along; `load_dataset` raises the first, `survey_dataset` hands out all.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +25,14 @@ class Sample(NamedTuple):
     defect: str  #: name of the defect type; "good" for nominal images
 
 
+class Problem(NamedTuple):
+    """One thing that keeps a category from being evaluated as it is."""
+
+    kind: str  #: "missing mask", "mask without image", "same name", "lossy mask", "no label" or "layout"
+    path: Path  #: the file or folder
+    message: str  #: a sentence that names it and the remedy
+
+
 @dataclass(frozen=True)
 class Category:
     """One product: what to learn from and what to test on."""
@@ -33,6 +42,7 @@ class Category:
     test: tuple[Sample, ...]
     mask_threshold: int  #: for :func:`~sfrjax.datasets.images.read_mask`
     has_masks: bool  #: False: only image scores can be evaluated
+    problems: tuple[Problem, ...] = ()  #: always empty from :func:`load_dataset`
 
 
 def load_dataset(name: str, root: str | Path, categories: Sequence[str] | None = None) -> list[Category]:
@@ -50,6 +60,21 @@ def load_dataset(name: str, root: str | Path, categories: Sequence[str] | None =
     Raises:
       SfrjaxError: no such dataset, folder or category; a folder without images; an image without its mask or a mask
         without its image; two images with the same name. The message names the file or folder and the remedy.
+    """
+    found = survey_dataset(name, root, categories)
+    if problems := [problem for category in found for problem in category.problems]:
+        more = f" (and {len(problems) - 1} more: `sfrjax check` lists all problems)" if len(problems) > 1 else ""
+        raise SfrjaxError(problems[0].message + more)
+    return found
+
+
+def survey_dataset(name: str, root: str | Path, categories: Sequence[str] | None = None) -> list[Category]:
+    """As :func:`load_dataset`, for looking rather than using: what is wrong inside a category is in its ``problems``.
+
+    A defective image whose mask is missing is there, without one; a category may be without images altogether.
+
+    Raises:
+      SfrjaxError: no such dataset, folder or category.
     """
     layouts: dict[str, Callable[[Path], dict[str, Callable[[], Category]]]] = {
         "mvtec": _mvtec, "btad": _btad, "mtd": _mtd, "folder": _folder,
@@ -91,132 +116,167 @@ def _in_subfolders(root: Path, layout: str, load: Callable[[Path], Category]) ->
 
 
 def _train_test(folder: Path, *, good: str) -> Category:
-    train = _images_in(folder / "train" / good)
-    test = _defect_folders(folder / "test", folder / "ground_truth", good=good)
-    return Category(folder.name, tuple(train.values()), test, mask_threshold=0, has_masks=True)
+    problems: list[Problem] = []
+    train = _images_in(folder / "train" / good, problems)
+    test = _defect_folders(folder / "test", folder / "ground_truth", problems, good=good)
+    return Category(folder.name, tuple(train.values()), test, 0, has_masks=True, problems=tuple(problems))
 
 
 def _folder(root: Path) -> dict[str, Callable[[], Category]]:
     """ROOT/{nominal/**, test/good, test/DEFECT, masks/DEFECT/NAME.png or NAME_mask.png}; masks/ may be absent"""
+    name = root.resolve().name
 
     def load() -> Category:
-        nominal, test, masks = root / "nominal", root / "test", root / "masks"
-        if not nominal.is_dir():
+        problems: list[Problem] = []
+        nominal, masks = root / "nominal", root / "masks"
+        train: list[Path] = []
+        if nominal.is_dir():
+            try:
+                train = list_images(nominal)
+            except SfrjaxError as error:
+                problems.append(Problem("layout", nominal, str(error)))
+        else:
             hint = " (for the MVTec AD layout choose the dataset mvtec)" if (root / "train").is_dir() else ""
-            raise SfrjaxError(f"{root} has no folder nominal/: put the images without defects there{hint}")
-        train = tuple(list_images(nominal))
+            message = f"{root} has no folder nominal/: put the images without defects there{hint}"
+            problems.append(Problem("layout", nominal, message))
         has_masks = masks.is_dir()
-        samples = _defect_folders(test, masks if has_masks else None, good="good")
-        return Category(root.resolve().name, train, samples, mask_threshold=0, has_masks=has_masks)
+        test = _defect_folders(root / "test", masks if has_masks else None, problems, good="good")
+        return Category(name, tuple(train), test, 0, has_masks=has_masks, problems=tuple(problems))
 
-    return {root.resolve().name: load}
+    return {name: load}
 
 
 def _mtd(root: Path) -> dict[str, Callable[[], Category]]:
     """ROOT/{MT_Free, MT_Blowhole, ...}/Imgs/NAME.{jpg,png} (image, mask) and ROOT/train_filenames.txt"""
 
     def load() -> Category:
-        names_file = root / "train_filenames.txt"
-        if not names_file.is_file():
-            raise SfrjaxError(
-                f"{names_file} is missing: it lists the training images of the published split, one MT_Free file name"
-                " per line (DifferNet, Rudolph et al. 2021, publishes it)"
-            )
-        free = _images_in(root / "MT_Free" / "Imgs", (".jpg",))
-        training = {
-            Path(line.strip()).stem for line in names_file.read_text(encoding="utf-8").split("\n") if line.strip()
-        }
+        problems: list[Problem] = []
+        training = _mtd_training_names(root / "train_filenames.txt", problems)
+        free = _images_in(root / "MT_Free" / "Imgs", problems, (".jpg",))
         if absent := sorted(training - free.keys()):
-            raise SfrjaxError(
-                f"{names_file} names {len(absent)} images that {root / 'MT_Free' / 'Imgs'} lacks: {absent[0]}"
+            message = (
+                f"{root / 'train_filenames.txt'} names {len(absent)} images that {root / 'MT_Free' / 'Imgs'} lacks:"
+                f" {absent[0]}"
             )
-        if not training:
-            raise SfrjaxError(f"{names_file} is empty: it must list the training images")
+            problems.append(Problem("layout", root / "train_filenames.txt", message))
         samples = [Sample(free[stem], False, None, "good") for stem in free if stem not in training]
         for folder in _subfolders(root):
             if folder.name.startswith("MT_") and folder.name != "MT_Free":
-                images = _images_in(folder / "Imgs", (".jpg",))
-                pairs = _pair(images, _images_in(folder / "Imgs", (".png",)), folder / "Imgs", folder / "Imgs")
-                samples += [Sample(image, True, mask, folder.name.removeprefix("MT_").lower()) for image, mask in pairs]
+                inside, defect = folder / "Imgs", folder.name.removeprefix("MT_").lower()
+                images = _images_in(inside, problems, (".jpg",))
+                masks = _images_in(inside, problems, (".png",)) if images else {}
+                samples += _pair(images, masks, inside, inside, defect, problems)
         if not any(sample.anomalous for sample in samples):
-            raise SfrjaxError(f"{root} has no folder of defective images (MT_Blowhole, MT_Break, ...)")
+            message = f"{root} has no folder of defective images (MT_Blowhole, MT_Break, ...)"
+            problems.append(Problem("layout", root, message))
         train = tuple(free[stem] for stem in free if stem in training)
         # The masks are grey at the edges. Four of MT_Uneven have no pixel above 127: defective images, no region.
-        return Category("mtd", train, tuple(samples), mask_threshold=127, has_masks=True)
+        return Category("mtd", train, tuple(samples), 127, has_masks=True, problems=tuple(problems))
 
     return {"mtd": load}
 
 
-def _defect_folders(test: Path, masks: Path | None, *, good: str) -> tuple[Sample, ...]:
+def _mtd_training_names(file: Path, problems: list[Problem]) -> set[str]:
+    """Stems of the published split's training images."""
+    names: set[str] = set()
+    if not file.is_file():
+        message = (
+            f"{file} is missing: it lists the training images of the published split, one MT_Free file name"
+            " per line (DifferNet, Rudolph et al. 2021, publishes it)"
+        )
+        problems.append(Problem("layout", file, message))
+    else:
+        lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+        names = {Path(line.strip()).stem for line in lines if line.strip()}
+        if not names:
+            problems.append(Problem("layout", file, f"{file} is empty: it must list the training images"))
+    return names
+
+
+def _defect_folders(test: Path, masks: Path | None, problems: list[Problem], *, good: str) -> tuple[Sample, ...]:
     """The samples under ``test``: one sub-folder per defect type, ``good`` for images without defects."""
     if not test.is_dir():
-        raise SfrjaxError(f"{test} does not exist: it holds the test images, in one sub-folder per defect type")
-    if loose := _files(test, IMAGE_EXTENSIONS):
-        raise SfrjaxError(
-            f"{loose[0]} has no label: move images without defects to {test / good} and the others to"
+        message = f"{test} does not exist: it holds the test images, in one sub-folder per defect type"
+        problems.append(Problem("layout", test, message))
+        return ()
+    for loose in _files(test, IMAGE_EXTENSIONS):
+        message = (
+            f"{loose} has no label: move images without defects to {test / good} and the others to"
             f" {test}/NAME_OF_THE_DEFECT (to score unlabelled images use predict)"
         )
+        problems.append(Problem("no label", loose, message))
     folders = _subfolders(test)
     if not folders:
-        raise SfrjaxError(
-            f"{test} is empty: put images without defects in {test / good}, others in one folder per defect"
-        )
+        message = f"{test} is empty: put images without defects in {test / good}, others in one folder per defect"
+        problems.append(Problem("layout", test, message))
     samples: list[Sample] = []
     for folder in folders:
-        images = _images_in(folder)
+        images = _images_in(folder, problems)
         if folder.name == good:
             samples += [Sample(image, False, None, "good") for image in images.values()]
-        elif masks is None:
-            samples += [Sample(image, True, None, folder.name) for image in images.values()]
+        elif masks is not None and (found := _masks_in(masks / folder.name, images, folder, problems)) is not None:
+            samples += _pair(images, found, folder, masks / folder.name, folder.name, problems)
         else:
-            found = _masks_in(masks / folder.name, images)
-            pairs = _pair(images, found, folder, masks / folder.name)
-            samples += [Sample(image, True, mask, folder.name) for image, mask in pairs]
+            samples += [Sample(image, True, None, folder.name) for image in images.values()]
     if masks is not None:
         names = {folder.name for folder in folders}
         for folder in _subfolders(masks):
-            if folder.name not in names and (orphans := _files(folder, IMAGE_EXTENSIONS)):
-                raise SfrjaxError(f"{orphans[0]} is a mask without its image: there is no folder {test / folder.name}")
+            for orphan in _files(folder, IMAGE_EXTENSIONS) if folder.name not in names else ():
+                message = f"{orphan} is a mask without its image: there is no folder {test / folder.name}"
+                problems.append(Problem("mask without image", orphan, message))
     return tuple(samples)
 
 
-def _masks_in(folder: Path, images: dict[str, Path]) -> dict[str, Path]:
-    """Masks by the stem of the image that they belong to: NAME or NAME_mask."""
+def _masks_in(
+    folder: Path, images: dict[str, Path], image_dir: Path, problems: list[Problem]
+) -> dict[str, Path] | None:
+    """Masks by the stem of the image that they belong to, NAME or NAME_mask; None where there is no such folder."""
     if not folder.is_dir():
-        raise SfrjaxError(
-            f"{folder} does not exist: it holds the masks of the images in {next(iter(images.values())).parent}"
-        )
-    if lossy := _files(folder, IMAGE_EXTENSIONS - LOSSLESS_EXTENSIONS):
-        raise SfrjaxError(f"mask {lossy[0]} is in a format that may blur its edges: save masks as PNG")
+        message = f"{folder} does not exist: it holds the masks of the images in {image_dir}"
+        problems.append(Problem("layout", folder, message))
+        return None
     found: dict[str, Path] = {}
-    for mask in _files(folder, LOSSLESS_EXTENSIONS):
+    for mask in _files(folder, IMAGE_EXTENSIONS):
+        if mask.suffix.lower() not in LOSSLESS_EXTENSIONS:
+            message = f"mask {mask} is in a format that may blur its edges: save masks as PNG"
+            problems.append(Problem("lossy mask", mask, message))
         # An image may itself be called ..._mask, so a name that is an image's as it stands goes first.
         stem = mask.stem if mask.stem in images else mask.stem.removesuffix("_mask")
         if stem in found:
-            raise SfrjaxError(f"{found[stem]} and {mask} are masks of the same image: remove one")
-        found[stem] = mask
+            message = f"{found[stem]} and {mask} are masks of the same image: remove one"
+            problems.append(Problem("same name", mask, message))
+        found.setdefault(stem, mask)
     return found
 
 
-def _pair(images: dict[str, Path], masks: dict[str, Path], image_dir: Path, mask_dir: Path) -> list[tuple[Path, Path]]:
-    if missing := [images[stem] for stem in images if stem not in masks]:
-        raise SfrjaxError(f"{missing[0]} has no mask in {mask_dir} ({len(missing)} of {len(images)} images have none)")
-    if orphans := [masks[stem] for stem in masks if stem not in images]:
-        raise SfrjaxError(f"{orphans[0]} is a mask without its image in {image_dir}")
-    return [(images[stem], masks[stem]) for stem in images]
+def _pair(
+    images: dict[str, Path], masks: dict[str, Path], image_dir: Path, mask_dir: Path, defect: str,
+    problems: list[Problem],
+) -> list[Sample]:  # fmt: skip
+    """The defective images of a folder, each with its mask."""
+    missing = [image for stem, image in images.items() if stem not in masks]
+    for image in missing:
+        message = f"{image} has no mask in {mask_dir} ({len(missing)} of {len(images)} images have none)"
+        problems.append(Problem("missing mask", image, message))
+    for mask in (mask for stem, mask in masks.items() if stem not in images):
+        problems.append(Problem("mask without image", mask, f"{mask} is a mask without its image in {image_dir}"))
+    return [Sample(image, True, masks.get(stem), defect) for stem, image in images.items()]
 
 
-def _images_in(folder: Path, extensions: Iterable[str] = IMAGE_EXTENSIONS) -> dict[str, Path]:
+def _images_in(folder: Path, problems: list[Problem], extensions: Iterable[str] = IMAGE_EXTENSIONS) -> dict[str, Path]:
     """The images directly in a folder by stem, in natural order."""
     if not folder.is_dir():
-        raise SfrjaxError(f"{folder} does not exist: it must hold images")
+        problems.append(Problem("layout", folder, f"{folder} does not exist: it must hold images"))
+        return {}
     found: dict[str, Path] = {}
     for path in _files(folder, extensions):
         if path.stem in found:
-            raise SfrjaxError(f"{found[path.stem]} and {path} have the same name: masks are paired by it, rename one")
-        found[path.stem] = path
+            message = f"{found[path.stem]} and {path} have the same name: masks are paired by it, rename one"
+            problems.append(Problem("same name", path, message))
+        found.setdefault(path.stem, path)
     if not found:
-        raise SfrjaxError(f"{folder} holds no image (looked for {' '.join(sorted(extensions))})")
+        message = f"{folder} holds no image (looked for {' '.join(sorted(extensions))})"
+        problems.append(Problem("layout", folder, message))
     return found
 
 
