@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +42,9 @@ AtomsDtype = Annotated[str, typer.Option(help=f"In which the bank keeps features
 Seed = Annotated[int, typer.Option(help="Seed of random sampling.")]
 Quantile = Annotated[
     float, typer.Option(help="Share of good images that the threshold should pass, of those left out of the bank.")
+]
+SaveMaps = Annotated[
+    bool, typer.Option("--save-maps", help="Also write anomaly_maps/, as MVTec's evaluation reads it.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per step.")]
 
@@ -103,7 +107,7 @@ def fit(
 def predict(
     bank: Annotated[Path, typer.Argument(help="Bank file from `sfrjax fit`.")],
     images: Annotated[list[Path], typer.Argument(help="Images: files, or folders searched recursively.")],
-    out: Annotated[Path, typer.Option(help="Folder for scores.json, scores.csv, maps/, calibrated/ and overlays/.")],
+    out: Annotated[Path, typer.Option(help="Folder for scores, report.html, maps/, calibrated/ and overlays/.")],
     quantile: Annotated[
         float | None, typer.Option(help="As for fit; the bank's own otherwise.", show_default=False)
     ] = None,
@@ -121,7 +125,8 @@ def predict(
         raise SfrjaxError(f"--threshold {threshold}: give a number >= 0, and not --quantile besides")
     loaded = load_bank(bank)
     options: dict[str, Any] = {"weights": weights, "batch_size": batch_size, "progress": True}
-    run = predict_images(loaded, images, out, quantile=quantile, threshold=threshold, **options)
+    options |= {"quantile": quantile, "threshold": threshold, "command": _given()}
+    run = predict_images(loaded, images, out, **options)
     n_anomalous = sum(row["anomalous"] for row in run.rows)
     typer.echo(f"{len(run.rows)} images, {n_anomalous} above the threshold {run.threshold:.4g}")
     typer.echo(f"Scores: {out / 'scores.json'}, {out / 'scores.csv'}")
@@ -129,6 +134,7 @@ def predict(
         typer.echo(
             f"Maps: {out / 'maps'}; in units of the threshold: {out / 'calibrated'}; overlays: {out / 'overlays'}"
         )
+    typer.echo(f"All on one page: {out / 'report.html'}")
     if run.skipped:
         listing = "\n".join(f"  {reason}" for _, reason in run.skipped)
         total = len(run.rows) + len(run.skipped)
@@ -139,7 +145,7 @@ def predict(
 def evaluate(
     dataset: Annotated[str, typer.Option(help=f"Layout of the data set: {', '.join(PRESETS)}.")],
     root: Annotated[Path, typer.Option(help="Folder of the data set.")],
-    out: Annotated[Path, typer.Option(help="Folder for results.json and overlays/.")],
+    out: Annotated[Path, typer.Option(help="Folder for results.json, report.html and overlays/.")],
     category: Annotated[list[str] | None, typer.Option(help="Categories; all of them otherwise.")] = None,
     method: Annotated[str, typer.Option(help=f"Method: {', '.join(METHODS)}.")] = METHODS[0],
     backbone: Backbone = DEFAULTS.backbone,
@@ -157,6 +163,7 @@ def evaluate(
     quantile: Quantile = DEFAULTS.quantile,
     seed: Seed = DEFAULTS.seed,
     batch_size: BatchSize = BATCH_SIZE,
+    save_maps: SaveMaps = False,
 ) -> None:
     """Fit and measure on a data set: pixel AUROC, AUPRO, image AUROC. Settings are the paper's for the data set."""
     if dataset not in PRESETS:
@@ -181,10 +188,11 @@ def evaluate(
     from sfrjax.report import print_metrics
     from sfrjax.runs import evaluate_dataset
 
-    options: dict[str, Any] = {"weights": weights, "batch_size": batch_size, "progress": True}
-    run = evaluate_dataset(dataset, root, out, categories=category, settings=settings, **options)
+    options: dict[str, Any] = {"weights": weights, "batch_size": batch_size, "save_maps": save_maps, "progress": True}
+    run = evaluate_dataset(dataset, root, out, categories=category, settings=settings, command=_given(), **options)
     print_metrics(run.metrics, run.detections)
     typer.echo(f"Results: {out / 'results.json'}; overlays: {out / 'overlays'}")
+    typer.echo(f"All on one page: {out / 'report.html'}")
 
 
 @app.command()
@@ -260,7 +268,7 @@ def demo(
     typer.echo(
         "  left: the image, ground truth in green; right: the anomaly map, a white line around what is anomalous"
     )
-    typer.echo(f"Metrics: {out / 'results.json'}")
+    typer.echo(f"Metrics: {out / 'results.json'}; all on one page: {out / 'report.html'}")
     typer.echo("\nNext, by hand:")
     typer.echo(f"  sfrjax fit {data / product / 'train'} --out {out / product}.bank")
     typer.echo(f"  sfrjax predict {out / product}.bank {data / product / 'test'} --out {out / 'predicted'}")
@@ -274,6 +282,11 @@ def _settings(preset: dict[str, Any], *, levels: str | None, reference: str | No
     given["levels"] = tuple(parse_level(level) for level in levels.split(",")) if levels is not None else None
     given["reference"] = parse_level(reference) if reference is not None else None
     return Settings(**{**preset, **{name: value for name, value in given.items() if value is not None}})
+
+
+def _given() -> str:
+    """The command line as it was typed."""
+    return shlex.join(["sfrjax", *sys.argv[1:]])
 
 
 def _repeat_option(arguments: list[str], option: str) -> list[str]:

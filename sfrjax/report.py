@@ -4,9 +4,9 @@ import csv
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -22,6 +22,7 @@ from sfrjax.bank import Bank
 from sfrjax.datasets.images import open_rgb
 from sfrjax.features import Skipped
 from sfrjax.files import replacing
+from sfrjax.page import Thumbnail, thumbnails
 from sfrjax.pipeline import Detection, Evaluation, Metrics, Prediction
 from sfrjax.scoring import calibrated, resize_map
 from sfrjax.settings import Settings
@@ -98,27 +99,41 @@ def write_map(path: Path, anomaly_map: np.ndarray) -> None:
         tifffile.imwrite(temporary, anomaly_map, compression="zlib")
 
 
-def overlay(prediction: Prediction, threshold: float, mask: np.ndarray | None = None) -> Image.Image:
-    """The image beside its anomaly map laid over it.
+class Pictures(NamedTuple):
+    """RGB pictures of one image, all of its shape and at most MAX_PICTURE_SIDE wide and high.
 
-    Colours run from nothing to twice the threshold; a white line bounds what lies above the threshold, a green one
-    the ground truth where `mask` (bool [height, width]) is given.
+    image: the image itself; heat: its anomaly map in colours, from nothing to twice the threshold; overlay: the
+    map over the image, with a white line around what lies above the threshold.
     """
+
+    image: Image.Image
+    heat: Image.Image
+    overlay: Image.Image
+
+
+def draw(prediction: Prediction, threshold: float) -> Pictures:
+    """Raises SfrjaxError where the image cannot be read (any more)."""
     image = open_rgb(prediction.path)
     scale = min(1.0, MAX_PICTURE_SIDE / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    left = image.resize(size, Image.Resampling.BILINEAR)
+    image = image.resize(size, Image.Resampling.BILINEAR)
     relative = calibrated(resize_map(prediction.anomaly_map, size[::-1]), threshold)
     heat = matplotlib.colormaps["inferno"](np.clip(relative / 2, 0, 1), bytes=True)[..., :3]
     # Transparent where nothing is wrong, so that the part stays visible.
     alpha = 0.7 * np.clip(relative - 0.5, 0, 1)[..., None]
-    right = Image.fromarray((np.asarray(left) * (1 - alpha) + heat * alpha).astype(np.uint8))
-    _draw_outline(right, relative > 1, THRESHOLD_COLOUR)
+    overlay = Image.fromarray((np.asarray(image) * (1 - alpha) + heat * alpha).astype(np.uint8))
+    _draw_outline(overlay, relative > 1, THRESHOLD_COLOUR)
+    return Pictures(image, Image.fromarray(heat), overlay)
+
+
+def side_by_side(pictures: Pictures, mask: np.ndarray | None = None) -> Image.Image:
+    """The image beside its overlay; a green line bounds the ground truth, `mask` (bool [height, width])."""
+    left, right = pictures.image.copy(), pictures.overlay
     if mask is not None:
         _draw_outline(left, mask, MASK_COLOUR)
-    sheet = Image.new("RGB", (2 * size[0] + 4, size[1]))
+    sheet = Image.new("RGB", (2 * left.width + 4, left.height))
     sheet.paste(left, (0, 0))
-    sheet.paste(right, (size[0] + 4, 0))
+    sheet.paste(right, (left.width + 4, 0))
     return sheet
 
 
@@ -128,16 +143,34 @@ def write_picture(path: Path, picture: Image.Image) -> None:
         picture.save(temporary, format="PNG", compress_level=1)  # twice as fast as the default, a little larger
 
 
-def write_evaluation_pictures(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """An overlay of every test image in folder/<defect>/<name>.png."""
-    category, written = evaluation.category, []
+def write_evaluation_pictures(
+    evaluation: Evaluation, folder: Path, shown: Collection[int] = ()
+) -> tuple[list[Path], dict[int, tuple[Thumbnail, ...]]]:
+    """An image beside its overlay for every test image, in folder/<defect>/<name>.png.
+
+    Returns:
+        the files, and thumbnails of the test images with indices in `shown`.
+    """
+    category, written, small = evaluation.category, [], {}
     stems = output_stems([Path(sample.defect, sample.image.name) for sample in category.test])
     masks = evaluation.masks or [None] * len(stems)
-    for sample, prediction, stem, mask in zip(category.test, evaluation.predictions, stems, masks, strict=True):
+    for i, (sample, prediction, stem, mask) in enumerate(
+        zip(category.test, evaluation.predictions, stems, masks, strict=True)
+    ):
         path = folder / sample.defect / f"{stem.name}.png"
-        write_picture(path, overlay(prediction, evaluation.threshold, mask))
+        pictures = draw(prediction, evaluation.threshold)
+        write_picture(path, side_by_side(pictures, mask))
+        if i in shown:
+            small[i] = thumbnails(*pictures, mask)
         written.append(path)
-    return written
+    return written, small
+
+
+def write_evaluation_maps(evaluation: Evaluation, folder: Path) -> None:
+    """Anomaly maps where MVTec's evaluation code looks for them: folder/<category>/test/<defect>/<name>.tiff."""
+    for sample, prediction in zip(evaluation.category.test, evaluation.predictions, strict=True):
+        path = folder / evaluation.category.name / "test" / sample.defect / f"{sample.image.stem}.tiff"
+        write_map(path, prediction.anomaly_map)
 
 
 def contact_sheet(pictures: Sequence[tuple[str, Path]], columns: int) -> Image.Image:
@@ -155,16 +188,11 @@ def contact_sheet(pictures: Sequence[tuple[str, Path]], columns: int) -> Image.I
     return sheet
 
 
-def write_scores(
-    folder: Path,
-    rows: list[dict[str, Any]],
-    skipped: Sequence[Skipped],
-    bank: Bank,
-    settings: Settings,
-    threshold: float,
-) -> None:
-    """scores.json and scores.csv of a prediction run; the table has the number of regions, the JSON each of them."""
-    content = {
+def prediction_scores(
+    rows: list[dict[str, Any]], skipped: Sequence[Skipped], bank: Bank, settings: Settings, threshold: float
+) -> dict[str, Any]:
+    """The content of scores.json: a row per image, those left out, and what they were scored with."""
+    return {
         "images": rows,
         "skipped": [{"image": str(path), "reason": reason} for path, reason in skipped],
         "threshold": threshold,
@@ -173,6 +201,10 @@ def write_scores(
         "weights_sha256": bank.weights_sha256,
         "version": __version__,
     }
+
+
+def write_scores(folder: Path, content: dict[str, Any]) -> None:
+    """scores.json, and its rows as scores.csv: there the number of regions, in the JSON each of them."""
     write_json(folder / "scores.json", content)
     with (
         replacing(folder / "scores.csv") as temporary,
@@ -181,7 +213,7 @@ def write_scores(
         columns = ["image", "score", "calibrated_score", "anomalous", "regions", "map", "calibrated_map", "overlay"]
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows({**row, "regions": len(row["regions"])} for row in rows)
+        writer.writerows({**row, "regions": len(row["regions"])} for row in content["images"])
 
 
 def _draw_outline(picture: Image.Image, region: np.ndarray, colour: tuple[int, int, int]) -> None:

@@ -1,5 +1,6 @@
 """Whole runs: the pipeline's results written into a folder. The command line prints what these return."""
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +14,26 @@ from sfrjax.datasets.images import list_images
 from sfrjax.errors import SfrjaxError
 from sfrjax.features import Skipped
 from sfrjax.files import output_folder
+from sfrjax.page import (
+    MAX_TILES,
+    Section,
+    Tile,
+    evaluation_section,
+    prediction_tile,
+    thumbnails,
+    worst_first,
+    write_evaluation_page,
+    write_prediction_page,
+)
 from sfrjax.pipeline import Detection, Metrics, check_category, evaluate, predict
 from sfrjax.report import (
     contact_sheet,
+    draw,
     evaluation_results,
     output_stems,
-    overlay,
+    prediction_scores,
+    side_by_side,
+    write_evaluation_maps,
     write_evaluation_pictures,
     write_json,
     write_map,
@@ -56,9 +71,18 @@ def evaluate_dataset(
     settings: Settings,
     weights: str | Path | None = None,
     batch_size: int = BATCH_SIZE,
+    save_maps: bool = False,
+    command: str | None = None,
     progress: bool = False,
 ) -> EvaluationRun:
-    """Evaluate categories one after the other; write out/results.json and out/overlays/<category>/.
+    """Evaluate categories one after the other; write out/results.json, out/report.html and out/overlays/<category>/.
+
+    Args:
+        dataset, root, categories: as in `load_dataset`.
+        out: the folder to write to.
+        settings, weights, batch_size, progress: as in `pipeline.evaluate`.
+        save_maps: also write out/anomaly_maps, in the layout that MVTec's evaluation code reads.
+        command: the command line that was given, for the report.
 
     Raises:
         SfrjaxError: as `load_dataset` and `pipeline.evaluate`, or `out` cannot be written.
@@ -68,15 +92,24 @@ def evaluate_dataset(
     output_folder(out)
     backbone = load_backbone(settings.backbone, levels=settings.feature_levels, weights=weights, dtype=settings.dtype)
     run = EvaluationRun({}, {}, {})
+    sections: list[Section] = []
     for category in loaded:
         check_category(category, settings)  # all of them first: the last one's mask should not cost the others' hours
     for category in loaded:
         evaluation = evaluate(category, settings, backbone=backbone, batch_size=batch_size, progress=progress)
         run.metrics[category.name] = evaluation.metrics
         run.detections[category.name] = evaluation.detection
-        run.pictures[category.name] = write_evaluation_pictures(evaluation, out / "overlays" / category.name)
+        shown = worst_first(evaluation)[: max(1, MAX_TILES // len(loaded))]
+        paths, small = write_evaluation_pictures(evaluation, out / "overlays" / category.name, shown)
+        run.pictures[category.name] = paths
+        links = [paths[i].relative_to(out) for i in shown]
+        sections.append(evaluation_section(evaluation, shown, [small[i] for i in shown], links))
+        if save_maps:
+            write_evaluation_maps(evaluation, out / "anomaly_maps")
         del evaluation  # its maps, before the next category's come
-    write_json(out / "results.json", evaluation_results(run.metrics, run.detections, settings, dataset, backbone))
+    results = evaluation_results(run.metrics, run.detections, settings, dataset, backbone)
+    write_json(out / "results.json", results)
+    write_evaluation_page(out / "report.html", sections, results, command=command)
     return run
 
 
@@ -89,16 +122,18 @@ def predict_images(
     threshold: float | None = None,
     weights: str | Path | None = None,
     batch_size: int = BATCH_SIZE,
+    command: str | None = None,
     progress: bool = False,
 ) -> PredictionRun:
-    """Predict images; write out/scores.json, out/scores.csv and, per image, maps/*.tiff, calibrated/*.tiff (the map in
-    units of the threshold) and overlays/*.png.
+    """Predict images; write out/scores.json, scores.csv, report.html and, per image, maps/*.tiff, calibrated/*.tiff
+    (the map in units of the threshold) and overlays/*.png.
 
     Args:
         bank, images, out: what to use, look at and write to.
         quantile: the share of nominal images that the threshold should pass; the bank's own where None.
         threshold: the threshold itself, instead of one from the bank's nominal scores.
         weights, batch_size, progress: as in `predict`.
+        command: the command line that was given, for the report.
 
     Raises:
         SfrjaxError: as `pipeline.predict`, or `out` cannot be written. Unreadable images are skipped, not raised.
@@ -110,19 +145,20 @@ def predict_images(
     if threshold is None:
         threshold = threshold_from_nominal(bank.nominal_scores, settings.quantile)
     run = PredictionRun(threshold, [], [])
+    tiles: list[tuple[float, int, Tile]] = []  # a heap, of the images with the highest scores
     options: dict[str, Any] = {"weights": weights, "batch_size": batch_size, "progress": progress}
     for prediction in predict(bank, paths, settings, threshold=threshold, skipped=run.skipped, **options):
         map_path = Path("maps", f"{stems[prediction.path]}.tiff")
         calibrated_path = Path("calibrated", f"{stems[prediction.path]}.tiff")
         overlay_path = Path("overlays", f"{stems[prediction.path]}.png")
         try:
-            picture = overlay(prediction, threshold)
+            pictures = draw(prediction, threshold)
         except SfrjaxError as error:  # the image was there for the map, and is no more
             run.skipped.append(Skipped(prediction.path, str(error)))
             continue
         write_map(out / map_path, prediction.anomaly_map)
         write_map(out / calibrated_path, calibrated(prediction.anomaly_map, threshold))
-        write_picture(out / overlay_path, picture)
+        write_picture(out / overlay_path, side_by_side(pictures))
         run.rows.append(
             {
                 "image": str(prediction.path),
@@ -135,7 +171,15 @@ def predict_images(
                 "overlay": overlay_path.as_posix(),
             }
         )
-    write_scores(out, run.rows, run.skipped, bank, settings, threshold)
+        if len(tiles) < MAX_TILES or prediction.score > tiles[0][0]:
+            tile = prediction_tile(run.rows[-1], threshold, thumbnails(*pictures))
+            heapq.heappush(tiles, (prediction.score, -len(run.rows), tile))
+            if len(tiles) > MAX_TILES:
+                heapq.heappop(tiles)
+    scores = prediction_scores(run.rows, run.skipped, bank, settings, threshold)
+    write_scores(out, scores)
+    shown = [tile for _, _, tile in tiles]
+    write_prediction_page(out / "report.html", scores, shown, bank.nominal_scores, command=command)
     return run
 
 

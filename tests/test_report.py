@@ -9,7 +9,7 @@ from PIL import Image
 from sfrjax.errors import SfrjaxError
 from sfrjax.files import output_folder, replacing
 from sfrjax.pipeline import Metrics, Prediction
-from sfrjax.report import MASK_COLOUR, THRESHOLD_COLOUR, contact_sheet, mean_metrics, output_stems, overlay
+from sfrjax.report import MASK_COLOUR, THRESHOLD_COLOUR, contact_sheet, draw, mean_metrics, output_stems, side_by_side
 
 
 def prediction(tmp_path, size, region):
@@ -24,7 +24,7 @@ def test_overlay_outlines_what_is_above_the_threshold_and_the_truth(tmp_path):
     region = (slice(10, 30), slice(20, 40))
     mask = np.zeros((60, 80), bool)
     mask[40:50, 50:60] = True
-    picture = np.asarray(overlay(prediction(tmp_path, (80, 60), region), 1.0, mask))
+    picture = np.asarray(side_by_side(draw(prediction(tmp_path, (80, 60), region), 1.0), mask))
     assert picture.shape == (60, 164, 3)
     left, right = picture[:, :80], picture[:, 84:]
     assert tuple(left[40, 55]) == MASK_COLOUR
@@ -36,12 +36,12 @@ def test_overlay_outlines_what_is_above_the_threshold_and_the_truth(tmp_path):
 
 def test_overlay_of_a_large_image_is_reduced(tmp_path):
     region = (slice(1000, 1500), slice(1000, 1500))
-    picture = overlay(prediction(tmp_path, (3000, 2000), region), 1.0)
+    picture = side_by_side(draw(prediction(tmp_path, (3000, 2000), region), 1.0))
     assert picture.size == (2 * 1024 + 4, 683)
 
 
 def test_overlay_with_a_threshold_of_zero(tmp_path):
-    picture = np.asarray(overlay(prediction(tmp_path, (80, 60), (slice(10, 30), slice(20, 40))), 0.0))
+    picture = np.asarray(side_by_side(draw(prediction(tmp_path, (80, 60), (slice(10, 30), slice(20, 40))), 0.0)))
     assert tuple(picture[10, 84 + 30]) == THRESHOLD_COLOUR
 
 

@@ -1,0 +1,362 @@
+"""report.html: what a run found, in one file that needs no other and fetches nothing.
+
+The page is the template page.html with page.css and page.js inside it. Names of files are hostile input: the template
+escapes whatever it is given, and the page's own policy lets no script run but page.js.
+"""
+
+import base64
+import hashlib
+import io
+import math
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import jinja2
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from sfrjax.files import replacing
+from sfrjax.page import plots
+from sfrjax.pipeline import Evaluation, Metrics
+
+MAX_TILES = 240  # images in the gallery
+MAX_BYTES = 20_000_000  # of all their pictures
+TILE_SIDE = 320  # pixels
+
+
+class Thumbnail(NamedTuple):
+    """source: the picture itself, as a data URI."""
+
+    caption: str
+    width: int
+    height: int
+    source: str
+
+
+class Tile(NamedTuple):
+    """One image in the gallery.
+
+    worst: sort key, the worst image has the smallest.
+    relative: score in units of the threshold, or the score itself where there is none.
+    overlap: AUPRO of the image's own regions; None without any.
+    outcome: what the threshold made of it, "" without one; wrong: whether that is to be looked at.
+    link: the overlay's address relative to the page.
+    """
+
+    name: str
+    category: str
+    label: str
+    worst: tuple[float, ...]
+    relative: float
+    overlap: float | None
+    outcome: str
+    wrong: bool
+    facts: str
+    link: str
+    pictures: tuple[Thumbnail, ...]
+
+
+class Section(NamedTuple):
+    """One category: its row of the summary, its plots and its part of the gallery."""
+
+    name: str
+    row: tuple[str, ...]
+    plots: tuple[plots.Plot, ...]
+    tiles: tuple[Tile, ...]
+    n_images: int
+
+
+def thumbnails(
+    image: Image.Image, heat: Image.Image, overlay: Image.Image, mask: np.ndarray | None = None
+) -> tuple[Thumbnail, ...]:
+    """Small copies of an image, its anomaly map in colours, its overlay and its ground truth (bool [height, width])."""
+    shown = [("image", image, "JPEG"), ("anomaly map", heat, "JPEG"), ("overlay", overlay, "JPEG")]
+    if mask is not None:
+        # Grey where a pixel of the thumbnail is partly defective, so that no small region is lost.
+        shown.insert(1, ("ground truth", Image.fromarray(mask).convert("L"), "PNG"))
+    return tuple(_thumbnail(*picture) for picture in shown)
+
+
+def worst_first(evaluation: Evaluation) -> list[int]:
+    """Indices of the test images: first those on the wrong side of the threshold, then those with most images of the
+    other kind on the wrong side of them, then those whose regions are found least, then the least clear scores."""
+    keys = _worst_keys(evaluation)
+    return sorted(range(len(keys)), key=keys.__getitem__)
+
+
+def evaluation_section(
+    evaluation: Evaluation, shown: Sequence[int], pictures: Sequence[tuple[Thumbnail, ...]], links: Sequence[Path]
+) -> Section:
+    """What the page says of a category.
+
+    Args:
+        evaluation: the category's.
+        shown: indices of the test images in the gallery.
+        pictures: their thumbnails.
+        links: their overlays' paths relative to the page.
+    """
+    category, threshold = evaluation.category, evaluation.threshold
+    truth, scores = _truth_and_scores(evaluation)
+    good, bad = scores[~truth], scores[truth]
+    curves, keys = evaluation.curves, _worst_keys(evaluation)
+    drawn = [
+        plots.curves(
+            "ROC",
+            "true-positive rate",
+            [
+                *([("first", "pixels", curves.pixel_roc.curve)] if curves.pixel_roc else []),
+                ("second", "images", curves.image_roc.curve),
+            ],
+        )
+    ]
+    if curves.pro and curves.pro.curve.fpr.size:
+        limit = float(curves.pro.curve.fpr[-1])
+        text = f"regions; the area counts up to {limit:g}"
+        drawn.append(plots.curves("PRO", "mean overlap", [("first", text, curves.pro.curve)], limit=limit))
+    series = [("good", "good", good), ("bad", "anomalous", bad)]
+    drawn.append(plots.histogram("Image scores", series, threshold))
+    found, alarms = "-", "-"
+    if threshold is not None:
+        found = f"{(bad > threshold).sum()} of {bad.size}"
+        alarms = f"{(good > threshold).sum()} of {good.size}"
+    tiles = []
+    for i, thumbs, link in zip(shown, pictures, links, strict=True):
+        sample, score, others = category.test[i], scores[i], good if truth[i] else bad
+        beaten = int((others > score).sum() if truth[i] else (others < score).sum())
+        overlap = None if curves.pro is None or math.isnan(curves.pro.by_image[i]) else float(curves.pro.by_image[i])
+        facts = [_score_text(score, threshold)]
+        if overlap is not None:
+            facts.append(f"PRO {overlap:.3f}")
+        if beaten:
+            side = "lower than {} of {} good images" if truth[i] else "higher than {} of {} anomalous images"
+            facts.append(side.format(beaten, others.size))
+        outcomes = {(True, True): "found", (True, False): "missed", (False, True): "false alarm"}
+        outcome = "" if threshold is None else outcomes.get((bool(truth[i]), bool(score > threshold)), "passed")
+        tiles.append(
+            Tile(
+                name=f"{sample.defect}/{sample.image.name}",
+                category=category.name,
+                label=sample.defect,
+                worst=keys[i],
+                relative=_relative(score, threshold),
+                overlap=overlap,
+                outcome=outcome,
+                wrong=outcome in ("missed", "false alarm"),
+                facts=", ".join(facts),
+                link=_address(link),
+                pictures=thumbs,
+            )
+        )
+    about = (found, alarms, "-" if threshold is None else f"{threshold:.4g}", str(len(category.train)))
+    row = (category.name, *_percents(evaluation.metrics), *about)
+    return Section(category.name, row, tuple(drawn), tuple(tiles), len(truth))
+
+
+def write_evaluation_page(
+    path: Path, sections: Sequence[Section], results: dict[str, Any], *, command: str | None = None
+) -> None:
+    """The page of an evaluation.
+
+    Args:
+        path: the file to write, whole or not at all.
+        sections: one per category.
+        results: the content of results.json.
+        command: the command line that was given; None where there was none.
+    """
+    table = [section.row for section in sections]
+    if len(sections) > 1:
+        table.append(("mean", *_percents(Metrics(**results["mean"])), "", "", "", ""))
+    n_images = sum(section.n_images for section in sections)
+    tiles, count = _within_limits(
+        sorted((tile for section in sections for tile in section.tiles), key=lambda tile: tile.worst), n_images
+    )
+    columns = ("category", "pixel AUROC", "AUPRO", "image AUROC", "found", "false alarms", "threshold", "learnt from")
+    sorts = [("worst", "worst first"), ("high", "highest score"), ("low", "lowest score")]
+    if any(tile.overlap is not None for tile in tiles):
+        sorts.append(("overlap", "lowest PRO"))
+    settings = results["settings"]
+    _write(
+        path,
+        title=f"sfrjax evaluate: {settings['dataset']}",
+        lead=f"{len(sections)} {'category' if len(sections) == 1 else 'categories'}, {n_images} test images; "
+        f"{settings['method']} on {settings['backbone']}; sfrjax {results['version']}",
+        columns=columns,
+        table=table,
+        notes=[
+            "Metrics in percent. AUPRO counts up to a false-positive rate of 0.3. Found and false alarms: anomalous "
+            "and good test images above the threshold, which comes from the images learnt from alone."
+        ],
+        sections=[(section.name, section.plots) for section in sections],
+        gallery_note=f"{count}: first those on the wrong side of the threshold, then those that rank wrongly among "
+        "the images of the other kind, then those whose defects are covered least. Choose an image to enlarge it.",
+        tiles=tiles,
+        sorts=[*sorts, ("name", "name"), ("label", "label")],
+        settings=_settings(results),
+        command=command,
+    )
+
+
+def prediction_tile(row: dict[str, Any], threshold: float, pictures: tuple[Thumbnail, ...]) -> Tile:
+    """One image in the gallery of a prediction; row: as in scores.json."""
+    folder = Path(row["overlay"]).relative_to("overlays").parent
+    facts = [_score_text(row["score"], threshold)]
+    if regions := row.get("regions"):
+        facts.append(f"{len(regions)} region{'s' if len(regions) > 1 else ''}")
+    return Tile(
+        name=str(folder / Path(row["image"]).name),
+        category="",
+        label="",
+        worst=(-row["score"],),
+        relative=_relative(row["score"], threshold),
+        overlap=None,
+        outcome="anomalous" if row["anomalous"] else "below the threshold",
+        wrong=row["anomalous"],
+        facts=", ".join(facts),
+        link=_address(Path(row["overlay"])),
+        pictures=pictures,
+    )
+
+
+def write_prediction_page(
+    path: Path,
+    scores: dict[str, Any],
+    tiles: Iterable[Tile],
+    nominal_scores: np.ndarray,
+    *,
+    command: str | None = None,
+) -> None:
+    """The page of a prediction.
+
+    Args:
+        path: the file to write, whole or not at all.
+        scores: the content of scores.json.
+        tiles: of the images with the highest scores.
+        nominal_scores: float [M], of the bank.
+        command: the command line that was given; None where there was none.
+    """
+    rows, threshold, settings = scores["images"], scores["threshold"], scores["settings"]
+    values = np.array([row["score"] for row in rows])
+    shown, count = _within_limits(sorted(tiles, key=lambda tile: tile.worst), len(rows))
+    n_anomalous = sum(row["anomalous"] for row in rows)
+    highest = f"{values.max():.4g}" if rows else "-"
+    series = [("good", "nominal images, each left out of the bank", nominal_scores), ("bad", "these images", values)]
+    _write(
+        path,
+        title="sfrjax predict",
+        lead=f"{len(rows)} images, {n_anomalous} above the threshold; {settings['method']} on "
+        f"{settings['backbone']}; sfrjax {scores['version']}",
+        columns=("images", "above the threshold", "left out", "threshold", "highest score"),
+        table=[(str(len(rows)), str(n_anomalous), str(len(scores["skipped"])), f"{threshold:.4g}", highest)],
+        notes=[],
+        sections=[("", (plots.histogram("Image scores", series, threshold),))] if rows else [],
+        gallery_note=f"{count}, highest score first. Choose an image to enlarge it.",
+        tiles=shown,
+        sorts=[("worst", "highest score"), ("low", "lowest score"), ("name", "name")],
+        settings=_settings(scores),
+        command=command,
+        skipped=[entry["reason"] for entry in scores["skipped"]],
+    )
+
+
+def _write(path: Path, *, tiles: Sequence[Tile], skipped: Sequence[str] = (), **content: Any) -> None:
+    here = resources.files("sfrjax.page")
+    template, style, script = (
+        here.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
+    )
+    stops = (matplotlib.colors.to_hex(colour) for colour in matplotlib.colormaps["inferno"](np.linspace(0, 1, 9)))
+    filters = [
+        (key, text, options)
+        for key, text in (("category", "Category"), ("label", "Label"), ("outcome", "Outcome"))
+        if len(options := sorted({getattr(tile, key) for tile in tiles})) > 1
+    ]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
+    page = environment.from_string(template).render(
+        style=Markup(style.replace("SCALE", ", ".join(stops))),
+        script=Markup(script),
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        tiles=tiles,
+        skipped=skipped,
+        scale=any(tile.outcome for tile in tiles),
+        filters=filters,
+        width=plots.WIDTH,
+        height=plots.HEIGHT,
+        left=plots.LEFT,
+        right=plots.RIGHT,
+        top=plots.TOP,
+        bottom=plots.BOTTOM,
+        **content,
+    )
+    with replacing(path) as temporary:
+        # A name that is no text (bytes that are not UTF-8) shows its bytes.
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def _within_limits(tiles: Sequence[Tile], n_images: int) -> tuple[Sequence[Tile], str]:
+    """The first tiles, as many as the page may hold, and a sentence's beginning that says so."""
+    total, kept = 0, 0
+    for tile in tiles[:MAX_TILES]:
+        total += sum(len(picture.source) for picture in tile.pictures)
+        if total > MAX_BYTES:
+            break
+        kept += 1
+    if kept == n_images:
+        return tiles[:kept], f"All {n_images} images"
+    return tiles[:kept], f"{kept} of {n_images} images (more would make this page slow; the folders beside it hold all)"
+
+
+def _worst_keys(evaluation: Evaluation) -> list[tuple[float, ...]]:
+    truth, scores = _truth_and_scores(evaluation)
+    threshold, pro = evaluation.threshold, evaluation.curves.pro
+    keys: list[tuple[float, ...]] = []
+    for i, (anomalous, score) in enumerate(zip(truth, scores, strict=True)):
+        side = -1 if anomalous else 1  # of lower scores, and of higher ones, is the trouble
+        others = scores[truth != anomalous]
+        wrong = threshold is not None and anomalous != (score > threshold)
+        # Its share of what image AUROC lacks: the mean over either kind is 1 - AUROC.
+        ranked = np.mean(np.sign(side * (score - others)) + 1) / 2 if others.size else 0.0
+        overlap = 1.0 if pro is None or math.isnan(pro.by_image[i]) else pro.by_image[i]
+        keys.append((-float(wrong), -float(ranked), float(overlap), -side * _relative(score, threshold)))
+    return keys
+
+
+def _truth_and_scores(evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray]:
+    truth = np.array([sample.anomalous for sample in evaluation.category.test], bool)
+    return truth, np.array([prediction.score for prediction in evaluation.predictions])
+
+
+def _relative(score: float, threshold: float | None) -> float:
+    return float(score / threshold) if threshold else float(score)
+
+
+def _score_text(score: float, threshold: float | None) -> str:
+    return f"score {score:.4g}" + (f" ({100 * score / threshold:.0f} % of the threshold)" if threshold else "")
+
+
+def _percents(metrics: Metrics) -> list[str]:
+    return ["-" if value is None else f"{100 * value:.2f}" for value in metrics]
+
+
+def _address(path: Path) -> str:
+    return quote(path.as_posix().encode("utf-8", "surrogateescape"))
+
+
+def _settings(content: dict[str, Any]) -> list[tuple[str, str]]:
+    about = {key: content[key] for key in ("version", "weights_name", "weights_sha256")} | content["settings"]
+    return [
+        (key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        for key, value in about.items()
+    ]
+
+
+def _thumbnail(caption: str, picture: Image.Image, kind: str) -> Thumbnail:
+    scale = min(1.0, TILE_SIDE / max(picture.size))
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    written = io.BytesIO()
+    picture.resize(size, Image.Resampling.BILINEAR).save(written, kind, quality=80)
+    source = f"data:image/{kind.lower()};base64,{base64.b64encode(written.getvalue()).decode()}"
+    return Thumbnail(caption, *size, source)
