@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from sfrjax.errors import SfrjaxError
-from sfrjax.settings import ATOM_DTYPES, BATCH_SIZE, DTYPES, METHODS, PRESETS, SAMPLINGS, Settings, parse_level
+from sfrjax.settings import ATOM_DTYPES, BATCH_SIZE, DTYPES, METHODS, PRESETS, SAMPLINGS, Settings, parse_level, preset
 from sfrjax.version import __version__
 from sfrjax.weights.cli import app as weights_app
 from sfrjax.weights.fetch import cache_folder
@@ -169,7 +169,7 @@ def evaluate(
     if dataset not in PRESETS:
         raise SfrjaxError(f"--dataset {dataset}: give one of {', '.join(PRESETS)}")
     settings = _settings(
-        PRESETS[dataset],
+        preset(dataset, method),
         method=method,
         backbone=backbone,
         levels=levels,

@@ -21,6 +21,7 @@ from sfrjax.errors import SfrjaxError
 from sfrjax.features import Batch, Skipped, extract, image_batches
 from sfrjax.metrics import Pro, Roc, pro, roc
 from sfrjax.reconstruction import residual_norms
+from sfrjax.rivals import Rival, fit_bytes, fit_rival, score_rival
 from sfrjax.scoring import Region, anomaly_maps, find_regions, resize_map, threshold_from_nominal
 from sfrjax.settings import BATCH_SIZE, Settings
 
@@ -31,7 +32,8 @@ class Prediction(NamedTuple):
     """The result for one image.
 
     path: the image file.
-    score: image score, the maximum of the anomaly map before resizing; in the unit of feature residuals.
+    score: image score: of SFR the maximum of the anomaly map before resizing, in the unit of feature residuals; of a
+        rival what its paper says.
     anomaly_map: float32 [height, width], at the original image size.
     anomalous: whether the score is above the threshold; None without one.
     regions: what of the map is above it, highest score first; none exactly if the image is not anomalous.
@@ -83,18 +85,23 @@ class Detection(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one category, with the predictions and masks they come from, in the order of category.test."""
+    """Metrics of one category, with the predictions and masks they come from, in the order of category.test.
+
+    threshold: image score above which an image is anomalous; None where the method has none.
+    """
 
     category: Category
     metrics: Metrics
     predictions: tuple[Prediction, ...]
     masks: tuple[np.ndarray, ...] | None
-    threshold: float
+    threshold: float | None
     curves: Curves
 
     @property
-    def detection(self) -> Detection:
+    def detection(self) -> Detection | None:
         """Counts of images above the threshold."""
+        if self.threshold is None:
+            return None
         truth = np.array([sample.anomalous for sample in self.category.test], bool)
         above = np.array([prediction.score > self.threshold for prediction in self.predictions], bool)
         found, false_alarms = int((above & truth).sum()), int((above & ~truth).sum())
@@ -124,24 +131,53 @@ def fit(
 
     Raises:
         SfrjaxError: no images, an unreadable image (named), s_ref > N, a level that the backbone lacks,
-            or a problem with the weights.
+            a problem with the weights, or settings of another method than SFR.
+    """
+    settings = settings or Settings()
+    if settings.method != "sfr":
+        raise SfrjaxError(f"only SFR has a memory bank to keep, not {settings.method}; it can be evaluated")
+    bank = fit_method(images, settings, weights=weights, backbone=backbone, batch_size=batch_size, progress=progress)
+    assert isinstance(bank, Bank)
+    return bank
+
+
+def fit_method(
+    images: str | Path | Sequence[str | Path],
+    settings: Settings | None = None,
+    *,
+    weights: str | Path | None = None,
+    backbone: Backbone | None = None,
+    batch_size: int = BATCH_SIZE,
+    progress: bool = False,
+) -> Bank | Rival:
+    """Fit whatever settings.method says, SFR or one of its rivals; `predict` and `localise` take either.
+
+    Args:
+        images, settings, weights, backbone, batch_size, progress: as in `fit`.
+
+    Raises:
+        SfrjaxError: as in `fit`.
     """
     settings = settings or Settings()
     paths = list_images(images)
     settings.check_bank_size(len(paths), os.path.commonpath([path.absolute().parent for path in paths]))
     backbone = _network(settings, backbone, weights)
-    size = bank_bytes(backbone, settings, len(paths))
+    sfr = settings.method == "sfr"
+    size = (bank_bytes if sfr else fit_bytes)(backbone, settings, len(paths))
     if progress:
-        print(f"Memory bank: {len(paths)} nominal images, {size / 1e6:.0f} MB", file=sys.stderr)
+        what = "Memory bank" if sfr else f"Fitting {settings.method}"
+        print(f"{what}: {len(paths)} nominal images, {size / 1e6:.0f} MB", file=sys.stderr)
     _check_memory(size)
     batch_size = min(batch_size, len(paths))
     batches = image_batches(paths, size=settings.image_size, batch_size=batch_size)
     tracked = _tracked(batches, "Fitting", len(paths), lambda batch: len(batch.paths), shown=progress)
-    return build_bank(backbone, settings, tracked, len(paths), batch_size)
+    if sfr:
+        return build_bank(backbone, settings, tracked, len(paths), batch_size)
+    return fit_rival(backbone, settings, tracked, len(paths))
 
 
 def predict(
-    bank: Bank,
+    bank: Bank | Rival,
     images: str | Path | Sequence[str | Path],
     settings: Settings | None = None,
     *,
@@ -155,12 +191,12 @@ def predict(
     """Localise anomalies, image by image, in natural order of the paths (`im2` before `im10`), each once.
 
     Args:
-        bank: from `fit` or `load_bank`.
+        bank: from `fit`, `load_bank` or `fit_method`.
         images: a folder (searched recursively), or files and folders.
         settings: the bank's own where None; sampling, s_ref, s, eps, sigma, quantile and seed may differ from them,
             but thresholds hold for the bank's own sampling, s_ref, s, eps and sigma only.
         threshold: score above which an image is anomalous; from the bank's nominal scores and settings.quantile
-            where None.
+            where None (a rival has none).
         weights: file of network weights, where `fit` was given one.
         backbone: a network loaded for settings.feature_levels, instead of loading one here.
         batch_size: images per step.
@@ -176,19 +212,19 @@ def predict(
     backbone = _network(settings, backbone, weights)
     bank.check(backbone, settings)
     batches = image_batches(paths, size=settings.image_size, batch_size=min(batch_size, len(paths)), skipped=skipped)
-    if threshold is None:
+    if threshold is None and isinstance(bank, Bank):
         threshold = threshold_from_nominal(bank.nominal_scores, settings.quantile)
     predictions = _predictions(bank, backbone, settings, batches, threshold)
     yield from _tracked(predictions, "Predicting", len(paths), lambda _: 1, shown=progress)
 
 
 def localise(
-    bank: Bank, backbone: Backbone, images: np.ndarray | jax.Array, settings: Settings | None = None
+    bank: Bank | Rival, backbone: Backbone, images: np.ndarray | jax.Array, settings: Settings | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Anomaly maps of images in memory: features, reconstruction, map.
+    """Anomaly maps of images in memory: features, reconstruction (or what a rival does), map.
 
     Args:
-        bank: the memory bank.
+        bank: the memory bank, or a fitted rival.
         backbone: the network it was built with, loaded for settings.feature_levels.
         images: uint8 [B, size, size, 3], RGB, size = settings.image_size.
         settings: the bank's own where None.
@@ -204,6 +240,8 @@ def localise(
     side = settings.image_size
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (side, side, 3):
         raise SfrjaxError(f"images must be uint8 [B, {side}, {side}, 3]; got {images.dtype} {list(images.shape)}")
+    if isinstance(bank, Rival):
+        return score_rival(bank, extract(backbone, images))
     features = extract(backbone, images, neighbourhood=settings.neighbourhood)
     reference = bank.reference if settings.sampling == "subspace" else None
     norms = residual_norms(
@@ -238,7 +276,7 @@ def evaluate(
     check_category(category, settings)
     backbone = _network(settings, backbone, weights)
     common: dict[str, Any] = {"backbone": backbone, "batch_size": batch_size, "progress": progress}
-    bank = fit(category.train, settings, **common)
+    bank = fit_method(category.train, settings, **common)
     found = {p.path: p for p in predict(bank, [sample.image for sample in category.test], settings, **common)}
     threshold = bank.threshold
     del bank  # the metrics need its memory
@@ -311,19 +349,19 @@ def _network(settings: Settings, backbone: Backbone | None, weights: str | Path 
 
 
 def _check_memory(size: int) -> None:
-    """Raise SfrjaxError where a bank of `size` bytes cannot fit; accelerators say so themselves."""
+    """Raise SfrjaxError where `size` bytes cannot be had; accelerators say so themselves."""
     if jax.default_backend() != "cpu" or "SC_PHYS_PAGES" not in os.sysconf_names:
         return
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > memory:
         raise SfrjaxError(
-            f"the memory bank would need {size / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f} GB; "
+            f"the fit would need {size / 1e9:.1f} GB of memory, and this machine has {memory / 1e9:.1f} GB; "
             "give fewer nominal images, fewer or deeper --levels, or a smaller --backbone"
         )
 
 
 def _predictions(
-    bank: Bank, backbone: Backbone, settings: Settings, batches: Iterable[Batch], threshold: float
+    bank: Bank | Rival, backbone: Backbone, settings: Settings, batches: Iterable[Batch], threshold: float | None
 ) -> Iterator[Prediction]:
     """Dispatch a batch, then hand out the one before it, so that the host's work overlaps with the device's."""
     previous: tuple[Batch, jax.Array, jax.Array] | None = None
@@ -336,11 +374,14 @@ def _predictions(
         yield from _collect(*previous, threshold)
 
 
-def _collect(batch: Batch, maps: jax.Array, scores: jax.Array, threshold: float) -> Iterator[Prediction]:
+def _collect(batch: Batch, maps: jax.Array, scores: jax.Array, threshold: float | None) -> Iterator[Prediction]:
     host_maps, host_scores = np.asarray(maps), np.asarray(scores)
     for path, shape, anomaly_map, score in zip(batch.paths, batch.shapes, host_maps, host_scores, strict=False):
-        regions = find_regions(anomaly_map, threshold, shape)
-        yield Prediction(path, float(score), resize_map(anomaly_map, shape), bool(regions), regions)
+        prediction = Prediction(path, float(score), resize_map(anomaly_map, shape))
+        if threshold is not None:
+            regions = find_regions(anomaly_map, threshold, shape)
+            prediction = prediction._replace(anomalous=bool(regions), regions=regions)
+        yield prediction
 
 
 def _tracked(

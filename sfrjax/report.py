@@ -66,8 +66,10 @@ def print_metrics(metrics: dict[str, Metrics], detections: dict[str, Detection])
     for i, header in enumerate(("category", "pixel AUROC", "AUPRO", "image AUROC", "found", "false alarms")):
         table.add_column(header, justify="right" if i else "left")
     for name, row in metrics.items():
-        d = detections[name]
-        counts = (f"{d.found} of {d.n_anomalous}", f"{d.false_alarms} of {d.n_good}")
+        counts = ("-", "-")
+        if name in detections:  # not of a method without a threshold
+            d = detections[name]
+            counts = (f"{d.found} of {d.n_anomalous}", f"{d.false_alarms} of {d.n_good}")
         table.add_row(escape(name), *_percent(row), *counts, end_section=name == list(metrics)[-1])
     if len(metrics) > 1:
         table.add_row("mean", *_percent(mean_metrics(list(metrics.values()))))
@@ -111,18 +113,24 @@ class Pictures(NamedTuple):
     overlay: Image.Image
 
 
-def draw(prediction: Prediction, threshold: float) -> Pictures:
-    """Raises SfrjaxError where the image cannot be read (any more)."""
+def draw(prediction: Prediction, threshold: float | None, *, largest: float = 0.0) -> Pictures:
+    """The pictures of one image. Without a threshold there is no white line, and colours run to `largest`.
+
+    Raises:
+        SfrjaxError: the image cannot be read (any more).
+    """
     image = open_rgb(prediction.path)
     scale = min(1.0, MAX_PICTURE_SIDE / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     image = image.resize(size, Image.Resampling.BILINEAR)
-    relative = calibrated(resize_map(prediction.anomaly_map, size[::-1]), threshold)
+    unit = largest / 2 if threshold is None else threshold
+    relative = calibrated(resize_map(prediction.anomaly_map, size[::-1]), unit)
     heat = matplotlib.colormaps["inferno"](np.clip(relative / 2, 0, 1), bytes=True)[..., :3]
     # Transparent where nothing is wrong, so that the part stays visible.
     alpha = 0.7 * np.clip(relative - 0.5, 0, 1)[..., None]
     overlay = Image.fromarray((np.asarray(image) * (1 - alpha) + heat * alpha).astype(np.uint8))
-    _draw_outline(overlay, relative > 1, THRESHOLD_COLOUR)
+    if threshold is not None:
+        _draw_outline(overlay, relative > 1, THRESHOLD_COLOUR)
     return Pictures(image, Image.fromarray(heat), overlay)
 
 
@@ -154,11 +162,12 @@ def write_evaluation_pictures(
     category, written, small = evaluation.category, [], {}
     stems = output_stems([Path(sample.defect, sample.image.name) for sample in category.test])
     masks = evaluation.masks or [None] * len(stems)
+    largest = max(float(prediction.anomaly_map.max()) for prediction in evaluation.predictions)
     for i, (sample, prediction, stem, mask) in enumerate(
         zip(category.test, evaluation.predictions, stems, masks, strict=True)
     ):
         path = folder / sample.defect / f"{stem.name}.png"
-        pictures = draw(prediction, evaluation.threshold)
+        pictures = draw(prediction, evaluation.threshold, largest=largest)
         write_picture(path, side_by_side(pictures, mask))
         if i in shown:
             small[i] = thumbnails(*pictures, mask)

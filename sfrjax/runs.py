@@ -46,7 +46,7 @@ from sfrjax.settings import BATCH_SIZE, Settings
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """By category: metrics, what the threshold did, and the overlays written."""
+    """By category: metrics, what the threshold did where the method has one, and the overlays written."""
 
     metrics: dict[str, Metrics]
     detections: dict[str, Detection]
@@ -98,7 +98,8 @@ def evaluate_dataset(
     for category in loaded:
         evaluation = evaluate(category, settings, backbone=backbone, batch_size=batch_size, progress=progress)
         run.metrics[category.name] = evaluation.metrics
-        run.detections[category.name] = evaluation.detection
+        if evaluation.detection is not None:
+            run.detections[category.name] = evaluation.detection
         shown = worst_first(evaluation)[: max(1, MAX_TILES // len(loaded))]
         paths, small = write_evaluation_pictures(evaluation, out / "overlays" / category.name, shown)
         run.pictures[category.name] = paths

@@ -97,15 +97,19 @@ class Settings:
 
     @property
     def feature_levels(self) -> tuple[Level, ...]:
-        """The levels to extract: those scored, then the reference level where sampling needs it besides."""
-        extra = self.sampling == "subspace" and self.reference not in self.levels
-        return (*self.levels, self.reference) if extra else self.levels
+        """The levels to extract: those scored, then the one by which the method chooses nominal images, if it does."""
+        extra: Level | None = None
+        if self.method == "spade":
+            extra = "last"
+        elif self.method == "sfr" and self.sampling == "subspace":
+            extra = self.reference
+        return self.levels if extra is None or extra in self.levels else (*self.levels, extra)
 
     def check_bank_size(self, n_images: int, source: str) -> None:
-        """Raise SfrjaxError for fewer nominal images than a threshold needs, or than sampling asks for."""
+        """Raise SfrjaxError for fewer nominal images than can differ from each other, or than sampling asks for."""
         if n_images < 2:
-            raise SfrjaxError(f"one nominal image in {source}: at least 2 are needed, to score each against the others")
-        if self.sampling != "none" and self.s_ref > n_images:
+            raise SfrjaxError(f"one nominal image in {source}: at least 2 are needed, to see how good parts differ")
+        if self.method == "sfr" and self.sampling != "none" and self.s_ref > n_images:
             raise SfrjaxError(
                 f"--s-ref {self.s_ref} is larger than the {n_images} nominal images in {source}; "
                 f"give --s-ref {n_images} or fewer (and --s no larger), --sampling none, or more nominal images"
@@ -134,6 +138,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mtd": {"levels": (2, 3, 4), "reference": "last", "s_ref": 10, "s": 7},
 }
 PRESETS["folder"] = PRESETS["mvtec"]
+
+# The scoring levels of the rivals' own papers, on any data set.
+RIVAL_LEVELS: dict[str, tuple[Level, ...]] = {"spade": (1, 2, 3), "padim": (1, 2, 3), "patchcore": (2, 3)}
+
+
+def preset(dataset: str, method: str = "sfr") -> dict[str, Any]:
+    """A data set's preset, with the levels of the method's own paper."""
+    return {**PRESETS[dataset], **({"levels": RIVAL_LEVELS[method]} if method in RIVAL_LEVELS else {})}
 
 
 def parse_level(text: str) -> Level:

@@ -45,6 +45,15 @@ def test_overlay_with_a_threshold_of_zero(tmp_path):
     assert tuple(picture[10, 84 + 30]) == THRESHOLD_COLOUR
 
 
+def test_overlay_without_a_threshold_has_no_line_and_runs_to_the_largest_value(tmp_path):
+    region = (slice(10, 30), slice(20, 40))
+    predicted = prediction(tmp_path, (80, 60), region)
+    pictures = [np.asarray(draw(predicted, None, largest=x).overlay).astype(int) for x in (3.0, 6.0)]
+    for picture in pictures:
+        assert not (picture == THRESHOLD_COLOUR).all(axis=-1).any()
+    assert pictures[0][20, 30].sum() > pictures[1][20, 30].sum()
+
+
 def test_output_names():
     names = [Path("a/x.png"), Path("a/x.bmp"), Path("b/x.png"), Path("b/c/y.png")]
     assert output_stems(names) == [Path("a/x.png"), Path("a/x.bmp"), Path("b/x"), Path("b/c/y")]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sfrjax.errors import SfrjaxError
-from sfrjax.settings import PRESETS, Settings, parse_level
+from sfrjax.settings import PRESETS, Settings, parse_level, preset
 
 
 @pytest.mark.parametrize(
@@ -84,3 +84,15 @@ def test_levels_are_parsed():
     assert Settings(levels=[2, 3]) == Settings()
     with pytest.raises(SfrjaxError, match="two"):
         parse_level("two")
+
+
+def test_rivals_extract_what_they_need():
+    assert Settings(method="spade", levels=(1, 2, 3)).feature_levels == (1, 2, 3, "last")
+    assert Settings(method="padim", levels=(1, 2, 3)).feature_levels == (1, 2, 3)
+    assert Settings(method="patchcore").feature_levels == (2, 3)
+    Settings(method="patchcore").check_bank_size(2, "parts")  # s_ref is SFR's
+
+
+def test_a_preset_has_the_levels_of_the_methods_paper():
+    assert preset("mtd") == PRESETS["mtd"]
+    assert preset("mtd", "padim") == {**PRESETS["mtd"], "levels": (1, 2, 3)}
