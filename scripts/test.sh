@@ -7,4 +7,4 @@ install_project . "[test,lint]"
 ruff check .
 ruff format --check .
 mypy
-exec python -m pytest "$@"
+exec python -m pytest -n auto --maxprocesses=4 --dist worksteal "$@"
