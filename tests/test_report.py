@@ -79,7 +79,7 @@ def test_means_are_over_the_categories_that_have_the_metric():
 def test_contact_sheet(tmp_path):
     Image.new("RGB", (20, 10), "red").save(tmp_path / "a.png")
     sheet = contact_sheet([("a", tmp_path / "a.png")] * 4, columns=3)
-    assert sheet.size == (3 * 28, 2 * 34)
+    assert sheet.size == (3 * 28, 2 * 38)
 
 
 def _fail_half_way(path):

@@ -116,10 +116,9 @@ def evaluation_section(
     ]
     if curves.pro and curves.pro.curve.fpr.size:
         limit = float(curves.pro.curve.fpr[-1])
-        text = f"regions; the area counts up to {limit:g}"
-        drawn.append(plots.curves("PRO", "mean overlap", [("first", text, curves.pro.curve)], limit=limit))
-    series = [("good", "good", good), ("bad", "anomalous", bad)]
-    drawn.append(plots.histogram("Image scores", series, threshold))
+        series = [("first", f"regions, up to the limit of {limit:g}", curves.pro.curve)]
+        drawn.append(plots.curves("PRO", "mean overlap", series, limit=limit))
+    drawn.append(plots.histogram("Image scores", [("good", "good", good), ("bad", "anomalous", bad)], threshold))
     found, alarms = "-", "-"
     if threshold is not None:
         found = f"{(bad > threshold).sum()} of {bad.size}"
@@ -206,7 +205,8 @@ def prediction_tile(row: dict[str, Any], threshold: float, pictures: tuple[Thumb
     folder = Path(row["overlay"]).relative_to("overlays").parent
     facts = [_score_text(row["score"], threshold)]
     if regions := row.get("regions"):
-        facts.append(f"{len(regions)} region{'s' if len(regions) > 1 else ''}")
+        area = sum(region["area"] for region in regions)
+        facts.append(f"{len(regions)} region{'s' if len(regions) > 1 else ''} of {area} pixels")
     return Tile(
         name=str(folder / Path(row["image"]).name),
         category="",
@@ -250,7 +250,7 @@ def write_prediction_page(
         title="sfrjax predict",
         lead=f"{len(rows)} images, {n_anomalous} above the threshold; {settings['method']} on "
         f"{settings['backbone']}; sfrjax {scores['version']}",
-        columns=("images", "above the threshold", "left out", "threshold", "highest score"),
+        columns=("images", "anomalous", "left out", "threshold", "highest score"),
         table=[(str(len(rows)), str(n_anomalous), str(len(scores["skipped"])), f"{threshold:.4g}", highest)],
         notes=[],
         sections=[("", (plots.histogram("Image scores", series, threshold),))] if rows else [],
@@ -281,7 +281,7 @@ def _write(path: Path, *, tiles: Sequence[Tile], skipped: Sequence[str] = (), **
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         tiles=tiles,
         skipped=skipped,
-        scale=any(tile.outcome for tile in tiles),
+        scale="twice the threshold" if any(tile.outcome for tile in tiles) else "the largest value in its category",
         filters=filters,
         width=plots.WIDTH,
         height=plots.HEIGHT,
@@ -334,7 +334,7 @@ def _relative(score: float, threshold: float | None) -> float:
 
 
 def _score_text(score: float, threshold: float | None) -> str:
-    return f"score {score:.4g}" + (f" ({100 * score / threshold:.0f} % of the threshold)" if threshold else "")
+    return f"score {score:.4g}" + (f" ({100 * score / threshold:.3g} % of the threshold)" if threshold else "")
 
 
 def _percents(metrics: Metrics) -> list[str]:

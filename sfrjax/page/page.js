@@ -32,12 +32,17 @@
     const tile = shown[current];
     dialog.querySelector("h2").textContent = tile.querySelector(".name").textContent;
     dialog.querySelector(".facts").replaceChildren(tile.lastElementChild.cloneNode(true));
-    const figures = [...tile.querySelectorAll("button span")].map((span) => {
-      const copy = span.cloneNode(true);
-      copy.querySelector("img").loading = "eager";
-      return copy;
+    const pictures = dialog.querySelector(".pictures");
+    const buttons = [...tile.querySelectorAll("button span")].map((span) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(span.cloneNode(true));
+      button.querySelector("img").loading = "eager";
+      button.setAttribute("aria-pressed", "false");
+      return button;
     });
-    dialog.querySelector(".pictures").replaceChildren(...figures);
+    pictures.classList.remove("single");
+    pictures.replaceChildren(...buttons);
     dialog.querySelector(".link").setAttribute("href", tile.dataset.link);
     if (!dialog.open) dialog.showModal();
     dialog.scrollTop = 0;
@@ -49,6 +54,13 @@
   gallery.addEventListener("click", (event) => {
     const button = event.target.closest("button");
     if (button) zoom(shown.indexOf(button.closest("li")));
+  });
+  // A picture alone, and back to all of them.
+  dialog.querySelector(".pictures").addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (!button) return;
+    const single = event.currentTarget.classList.toggle("single");
+    button.setAttribute("aria-pressed", String(single));
   });
   dialog.querySelector(".previous").addEventListener("click", () => zoom(current - 1));
   dialog.querySelector(".next").addEventListener("click", () => zoom(current + 1));

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sfrjax.metrics import Curve
 
 WIDTH, HEIGHT = 360, 270
-LEFT, RIGHT, TOP, BOTTOM = 44, 350, 10, 228  # of the plotting area, in units of the picture
+LEFT, RIGHT, TOP, BOTTOM = 54, 350, 10, 228  # of the plotting area, in units of the picture
 
 
 class Tick(NamedTuple):
@@ -82,7 +82,7 @@ def histogram(
     low, high = low - margin, high + margin
     edges = np.linspace(low, high, bins + 1)
     shares = [np.histogram(scores, edges)[0] / scores.size for *_, scores in shown]
-    top = max(float(share.max()) for share in shares)
+    top = 1.05 * max(float(share.max()) for share in shares)
     places = _scale(edges, low, high, LEFT, RIGHT)
     bars = []
     for (kind, text, scores), share in zip(shown, shares, strict=True):
