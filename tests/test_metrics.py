@@ -1,6 +1,5 @@
 """AUROC against scikit-learn, AUPRO against a brute force that walks every threshold and every region."""
 
-import itertools
 import math
 
 import numpy as np
@@ -12,31 +11,9 @@ from sklearn.metrics import roc_auc_score
 
 from sfrjax.errors import SfrjaxError
 from sfrjax.metrics import aupro, auroc, pixel_auroc, pro, roc
+from tests.reference import brute_force_aupro
 
 seeds = st.integers(0, 2**32 - 1)
-
-
-def brute_force_aupro(masks, maps, limit):
-    """The definition, literally: one point of the curve per distinct score, then trapezoids up to the limit."""
-    regions = []
-    for i, mask in enumerate(masks):
-        labels = measure.label(mask, connectivity=2)
-        regions += [(i, labels == k) for k in range(1, labels.max() + 1)]
-    n_nominal = sum((~mask).sum() for mask in masks)
-    points = [(0.0, 0.0)]
-    for t in sorted({float(v) for scores in maps for v in scores.ravel()}, reverse=True):
-        flagged = [scores >= t for scores in maps]
-        fpr = sum((f & ~m).sum() for f, m in zip(flagged, masks, strict=True)) / n_nominal
-        pro = sum((flagged[i] & region).sum() / region.sum() for i, region in regions) / len(regions)
-        points.append((fpr, pro))
-    area = 0.0
-    for (x0, y0), (x1, y1) in itertools.pairwise(points):
-        if x0 >= limit:
-            break
-        if x1 > limit:
-            x1, y1 = limit, y0 + (y1 - y0) * (limit - x0) / (x1 - x0)
-        area += (x1 - x0) * (y0 + y1) / 2
-    return area / limit
 
 
 @st.composite
