@@ -10,13 +10,12 @@ and left out. The embedded EfficientNet-Lite0 everywhere.
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
-from overhead import device_name
+from common import DATA, device_name
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +26,6 @@ from sfrjax.pipeline import fit, predict
 from sfrjax.scoring import threshold_from_nominal
 from sfrjax.settings import PRESETS, Settings
 
-DATA = Path(os.environ.get("SFRJAX_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 QUANTILES = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0)
 
 

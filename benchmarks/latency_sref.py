@@ -1,0 +1,301 @@
+"""Time per image over s_ref and over the number of nominal images (Fig. 5b, and Table V's times).
+
+    python benchmarks/latency_sref.py --json FILE
+
+Subspace-based, random and no sampling, s = s_ref / 2, in full-vector and per-pixel mode, for one image and for a
+batch. Features of MVTec AD "bottle" (or of the demo set where it is absent) are extracted once; every round then runs
+all configurations in turn, so that a slow spell of the machine meets them all. `image` is the sum of the medians of
+all stages from file to map, one after the other: `sfrjax.predict` lets decoding overlap with the rest. `first` is the
+first call, which compiles. Peak memory is the process's over the rounds of one mode and batch, dictionaries included.
+
+The growth with the number of nominal images N is measured on random features of EfficientNet-Lite0's shapes.
+A plot is written beside the JSON.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from common import available, categories, device_name, peak_bytes, reset_peak, seconds, weights_of, write_result
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from sfrjax.backbones import Backbone, load_backbone
+from sfrjax.datasets import load_dataset
+from sfrjax.datasets.demo import write_demo_set
+from sfrjax.datasets.images import read_image
+from sfrjax.features import extract, image_batches
+from sfrjax.pursuit import residual
+from sfrjax.reconstruction import Dictionary, _channel_norms, _pursue, _support, residual_norms
+from sfrjax.scoring import anomaly_maps, resize_map
+from sfrjax.settings import MODES, SAMPLINGS, Settings
+
+S_REFS = (10, 20, 30, 40, 50)
+SIZES = (50, 200, 500, 1000, 2000)
+LITE0 = ((32, 32, 40), (16, 16, 112), (8, 8, 320))  # EfficientNet-Lite0's levels 2, 3 and, as reference, 4
+GRAM_LIMIT = 2e9  # bytes; a per-pixel bank without sampling beyond this is left out
+IMAGE_STAGES = ("decode_s", "backbone_s", "map_s")  # preprocessing is a part of the network's program
+Features = tuple[jax.Array, ...]  # of each scoring level [n, h, w, c], the reference level's last
+
+
+def main() -> None:
+    """Measure, write the JSON and the plot, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the results to this file, the plot beside it")
+    parser.add_argument("--mode", choices=MODES, help="one mode only; the other's rows in the JSON are kept")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--backbone", help="default: resnet50 where its weights are here")
+    arguments = parser.parse_args()
+    modes = (arguments.mode,) if arguments.mode else MODES
+    backbone = arguments.backbone or available(("resnet50", "efficientnet_lite0"))[0]
+    batches = (1, 8) if jax.default_backend() == "cpu" else (1, 32)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        train, test, source = _images(Path(scratch))
+        levels = Settings().feature_levels
+        network = load_backbone(backbone, levels=levels, weights=weights_of(backbone))
+        nominal = _features(network, train)
+        stages = [_fixed_stages(network, test[:batch], arguments.rounds) for batch in batches]
+        tests = [_features(network, test[:batch]) for batch in batches]
+    rows, growth = [], []
+    for mode in modes:
+        s_refs = [min(s_ref, len(train)) for s_ref in S_REFS]
+        sweep = [Settings(mode=mode, sampling=k, s_ref=n, s=max(1, n // 2)) for n in s_refs for k in SAMPLINGS]
+        for fixed, y in zip(stages, tests, strict=True):
+            rows += _measure(nominal, y, sweep, arguments.rounds)
+            for row in rows[-len(sweep) :]:
+                row["image_s"] = row["total_s"] + sum(v for k, v in fixed.items() if k in IMAGE_STAGES)
+    del nominal
+    for mode in modes:
+        for batch in batches:
+            growth += _growth(mode, batch, max(1, arguments.rounds // 2))
+    result = _merged(
+        arguments.json,
+        {
+            "device": device_name(),
+            "command": "python benchmarks/latency_sref.py --json FILE",
+            "jax": jax.__version__,
+            "backbone": backbone,
+            "images": source,
+            "nominal_images": len(train),
+            "rounds": arguments.rounds,
+            "stages": stages,
+            "s_ref": rows,
+            "nominal": growth,
+        },
+    )
+    if arguments.json:
+        write_result(arguments.json, result)
+        _plot(result).savefig(arguments.json.with_suffix(".png"), dpi=110)
+    _print(result)
+
+
+def _images(scratch: Path) -> tuple[list[Path], list[Path], str]:
+    found = [category for category in categories("mvtec")[0] if category.name == "bottle"]
+    if not found:
+        found = load_dataset("mvtec", write_demo_set(scratch / "demo"))
+    return list(found[0].train), [sample.image for sample in found[0].test], found[0].name
+
+
+def _features(network: Backbone, paths: list[Path]) -> Features:
+    size = Settings().image_size
+    parts = [
+        [np.asarray(f)[: len(batch.paths)] for f in extract(network, batch.images).values()]
+        for batch in image_batches(paths, size=size, batch_size=min(8, len(paths)))
+    ]
+    return tuple(jnp.asarray(np.concatenate(level)) for level in zip(*parts, strict=True))
+
+
+def _fixed_stages(network: Backbone, paths: list[Path], rounds: int) -> dict[str, Any]:
+    """Seconds per image of the stages that neither s_ref nor N changes; the network's includes its preprocessing."""
+    settings = Settings()
+    images = np.stack([read_image(path, settings.image_size)[0] for path in paths])
+    shape = read_image(paths[0], settings.image_size)[1]
+    preprocess = jax.jit(network.preprocess)
+    norms = tuple(jnp.ones(f.shape[:3]) for f in list(extract(network, images).values())[:-1])
+
+    def maps() -> list[np.ndarray]:
+        found, _ = anomaly_maps(norms, size=settings.image_size, sigma=settings.sigma)
+        return [resize_map(m, shape) for m in np.asarray(found)]
+
+    runs: dict[str, Callable[[], Any]] = {
+        "decode_s": lambda: [read_image(path, settings.image_size) for path in paths],
+        "preprocess_s": lambda: preprocess(images),
+        "backbone_s": lambda: extract(network, images),
+        "map_s": maps,
+    }
+    first = {name: seconds(run) for name, run in runs.items()}
+    times = [{name: seconds(run) for name, run in runs.items()} for _ in range(rounds)]
+    medians = {name: float(np.median([t[name] for t in times])) / len(paths) for name in runs}
+    return {"batch": len(paths), **medians, "backbone_first_call_s": first["backbone_s"]}
+
+
+def _measure(nominal: Features, y: Features, configurations: list[Settings], rounds: int) -> list[dict]:
+    """One row per configuration, all of one mode, interleaved on the same features; seconds are per image."""
+    reset_peak()
+    batch, pixelwise = len(y[0]), configurations[0].mode == "pixel"
+    with_gram = any(settings.sampling == "none" for settings in configurations)
+    scoring = tuple(_dictionary(f, pixelwise, with_gram or not pixelwise) for f in nominal[:-1])
+    reference = _dictionary(nominal[-1], False, True)
+    programs = [_programs(scoring, reference, y, settings) for settings in configurations]
+    first = [seconds(runs["total_s"]) for runs in programs]
+    for runs in programs:
+        for run in runs.values():
+            seconds(run)
+    times = [[{name: seconds(run) for name, run in runs.items()} for runs in programs] for _ in range(rounds)]
+    peak = peak_bytes()
+    rows = []
+    for i, settings in enumerate(configurations):
+        found = {name: [times[r][i][name] / batch for r in range(rounds)] for name in programs[i]}
+        identity = {key: getattr(settings, key) for key in ("mode", "sampling", "s_ref", "s")}
+        identity |= {"batch": batch, "nominal_images": len(nominal[0])}
+        medians = {name: float(np.median(values)) for name, values in found.items()}
+        p95 = float(np.percentile(found["total_s"], 95))
+        rows.append({**identity, **medians, "total_p95_s": p95, "first_call_s": first[i], "peak_bytes": peak})
+    return rows
+
+
+def _dictionary(features: jax.Array, pixelwise: bool, with_gram: bool) -> Dictionary:
+    n, h, w, c = features.shape
+    atoms = features.reshape(n, h * w, c).swapaxes(0, 1) if pixelwise else features.reshape(n, -1)
+    gram = None
+    if with_gram:
+        gram = jnp.matmul(atoms, atoms.swapaxes(-1, -2), precision=jax.lax.Precision.HIGHEST)
+    return Dictionary(atoms, gram)
+
+
+def _programs(
+    scoring: tuple[Dictionary, ...], reference: Dictionary, y: Features, settings: Settings
+) -> dict[str, Callable[[], Any]]:
+    """The whole reconstruction as `sfrjax` runs it, and its stages: sampling, solve, residual."""
+    sampled = settings.sampling == "subspace"
+    if settings.mode == "pixel" and settings.sampling != "none":
+        scoring = tuple(dictionary._replace(gram=None) for dictionary in scoring)
+    about = (reference, y[-1]) if sampled else (None, None)
+    support = _support(scoring[0].n_images, *about, None, settings)
+    solve = partial(_solve, scoring, y[:-1], support, settings)
+    runs: dict[str, Callable[[], Any]] = {
+        "total_s": lambda: residual_norms(scoring, about[0], y[:-1], about[1], settings=settings),
+        "solve_s": solve,
+    }
+    if settings.sampling != "none":
+        runs["sampling_s"] = lambda: _support(scoring[0].n_images, *about, None, settings)
+    if settings.mode == "full":
+        codes = solve()
+        signals = [f.reshape(len(f), -1) for f in y[:-1]]
+
+        def residuals() -> list[jax.Array]:
+            errors = [residual(d.atoms, x, c) for d, x, c in zip(scoring, signals, codes, strict=True)]
+            return [_channel_norms(e.reshape(f.shape)) for e, f in zip(errors, y, strict=False)]
+
+        runs["residual_s"] = residuals
+    return runs
+
+
+def _solve(
+    scoring: tuple[Dictionary, ...], features: Features, support: jax.Array | None, settings: Settings
+) -> list[Any]:
+    codes = []
+    for dictionary, f in zip(scoring, features, strict=True):
+        b, h, w, c = f.shape
+        signals = f.reshape(b, h * w, c) if settings.mode == "pixel" else f.reshape(b, -1)
+        candidates = support
+        if support is not None:
+            shared = support[:, None] if settings.mode == "pixel" else support
+            candidates = jnp.broadcast_to(shared, (*signals.shape[:-1], support.shape[-1]))
+        codes.append(_pursue(dictionary, signals, candidates, s=settings.s, eps=settings.eps))
+    return codes
+
+
+def _growth(mode: str, batch: int, rounds: int) -> list[dict]:
+    """Rows over the number of nominal images, at MVTec AD's s_ref and s."""
+    rows = []
+    rng = np.random.default_rng(0)
+
+    def features(n: int) -> Features:
+        return tuple(jnp.asarray(rng.random((n, *shape), np.float32)) for shape in LITE0)
+
+    y = features(batch)
+    positions = sum(h * w for h, w, _ in LITE0[:-1])
+    for n in SIZES:
+        samplings = list(SAMPLINGS)
+        if mode == "pixel" and 4 * positions * n * n > GRAM_LIMIT:
+            gigabytes = 4e-9 * positions * n * n
+            print(
+                f"per-pixel mode without sampling, N = {n}: left out, its Gram matrices would take {gigabytes:.0f} GB"
+            )
+            samplings.remove("none")
+        rows += _measure(features(n), y, [Settings(mode=mode, sampling=k) for k in samplings], rounds)
+    return rows
+
+
+def _merged(path: Path | None, result: dict) -> dict:
+    """With one mode only, the other mode's rows of an earlier run stay."""
+    if path is None or not path.is_file():
+        return result
+    before = json.loads(path.read_text())
+    for name in ("s_ref", "nominal"):
+        measured = {row["mode"] for row in result[name]}
+        result[name] = [row for row in before[name] if row["mode"] not in measured] + result[name]
+    return result
+
+
+def _plot(result: dict) -> Figure:
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    batches = [stage["batch"] for stage in result["stages"]]
+    axes = figure.subplots(2, len(batches), squeeze=False)
+    panels = (("s_ref", "s_ref", "s_ref (s = s_ref / 2)"), ("nominal", "nominal_images", "nominal images N"))
+    for line, (section, x, label) in zip(axes, panels, strict=True):
+        for ax, batch in zip(line, batches, strict=True):
+            for mode, style in (("full", "-"), ("pixel", "--")):
+                for colour, sampling in enumerate(SAMPLINGS):
+                    key = (mode, sampling, batch)
+                    rows = [r for r in result[section] if (r["mode"], r["sampling"], r["batch"]) == key]
+                    at = [row[x] for row in rows]
+                    median, p95 = ([1000 * row[name] for row in rows] for name in ("total_s", "total_p95_s"))
+                    ax.plot(
+                        at, median, style, color=f"C{colour}", marker="o", markersize=3, label=f"{sampling}, {mode}"
+                    )
+                    ax.fill_between(at, median, p95, color=f"C{colour}", alpha=0.12, lw=0)
+            ax.set(xlabel=label, ylabel="reconstruction, ms per image", title=f"batch {batch}", yscale="log")
+            if section == "nominal":
+                ax.set_xscale("log")
+            ax.grid(alpha=0.3, which="both")
+    axes[0, 0].legend(fontsize=7)
+    figure.suptitle(
+        f"{result['device']}; above: {result['backbone']}, {result['images']}; below: Lite0's shapes; to p95"
+    )
+    return figure
+
+
+def _print(result: dict) -> None:
+    console = Console()
+    for fixed in result["stages"]:
+        parts = ", ".join(f"{k.removesuffix('_s')} {1000 * v:.1f}" for k, v in fixed.items() if k != "batch")
+        console.print(f"batch {fixed['batch']}, ms per image: {parts}", soft_wrap=True)
+    stages = ("sampling_s", "solve_s", "residual_s")
+    for section, title in (("s_ref", result["images"]), ("nominal", "random features")):
+        headers = ["mode", "batch", "sampling", "N", "s_ref", "s", *(k.removesuffix("_s") for k in stages)]
+        headers += ["total", "p95", "image", "images/s", "first, s", "peak, GB"]
+        table = Table(*headers, title=f"{result['device']}; {title}; ms per image")
+        for row in result[section]:
+            split = [f"{1000 * row[k]:.2f}" if k in row else "-" for k in stages]
+            whole = row.get("image_s")
+            figures = [f"{1000 * row['total_s']:.2f}", f"{1000 * row['total_p95_s']:.2f}"]
+            figures += [f"{1000 * whole:.1f}", f"{1 / whole:.1f}"] if whole else ["-", f"{1 / row['total_s']:.0f}"]
+            figures += [f"{row['first_call_s']:.1f}", f"{row['peak_bytes'] / 1e9:.2f}"]
+            keys = ("mode", "batch", "sampling", "nominal_images", "s_ref", "s")
+            table.add_row(*(str(row[key]) for key in keys), *split, *figures)
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()

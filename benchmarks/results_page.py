@@ -1,0 +1,278 @@
+"""docs/results.md from the JSON files in benchmarks/results: `python benchmarks/results_page.py`.
+
+Nothing on the page is typed by hand but the words around the figures; a test compares it with what this script makes.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from common import CATEGORIES, RESULTS
+from methods import describe
+from paper import BACKBONES, PAPER, row_key, table_rows
+from paper_figures import level_rows, sampling_rows
+
+from sfrjax.settings import MODES
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
+OURS = ("paper-cpu.json", "methods-cpu.json", "latency-sref-cpu.json")
+METRICS = ("pixel_auroc", "aupro", "image_auroc")
+
+INTRODUCTION = """# Results
+
+Made by `python benchmarks/results_page.py` from the files in [benchmarks/results](../benchmarks/results). Every figure
+was measured by the command above its table, on the device named there. Accuracy is in percent.
+
+Protocol: images squashed to 256 x 256; maps at 256 x 256, smoothed with sigma = 4, brought to each image's own size;
+pixel AUROC over all pixels of all test images and AUPRO up to a false-positive rate of 0.3, both exact, at the masks'
+own resolution. Settings are the paper's (arXiv 2309.13904): MVTec AD levels 2 and 3, reference 4, s_ref = 40, s = 17;
+MTD levels 2, 3 and 4, reference "last", s_ref = 10, s = 7, in per-pixel mode levels 2 and 3. "3x3": features averaged
+over 3 x 3 positions. MVTec AD's bottle is a copy reduced to 450 x 450; MTD is in its published split (DifferNet's).
+"""
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page(RESULTS))
+    print(f"wrote {PAGE}")
+
+
+def page(results: Path) -> str:
+    """The page as Markdown, from the JSON files in a folder."""
+    paper, methods, latency = (_read(results / name) for name in OURS)
+    sections: list[Callable[[], Iterator[str]]] = []
+    if paper:
+        sections += [lambda: _absent(paper), lambda: _accuracy(paper)]
+    if paper and methods:
+        sections.append(lambda: _methods(methods, paper))
+    if paper:
+        sections += [lambda: _sampling(paper), lambda: _error(paper), lambda: _levels(paper), lambda: _toy(paper)]
+    if latency:
+        sections.append(lambda: _latency(latency))
+    sections.append(lambda: _others(results))
+    parts = [INTRODUCTION, *(line for section in sections for line in section())]
+    return "\n".join(parts) + "\n"
+
+
+def _read(path: Path) -> dict | None:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _absent(paper: dict) -> Iterator[str]:
+    yield "## What was not measured, and why\n"
+    there = {(row["dataset"], row["category"]) for row in paper["accuracy"]}
+    for dataset, names in CATEGORIES.items():
+        if missing := [name for name in names if (dataset, name) not in there]:
+            yield f"* {dataset}: {', '.join(missing)}. The data was not at hand."
+    networks = {row["settings"]["backbone"] for row in paper["accuracy"]}
+    if missing := [name for name in BACKBONES if name not in networks]:
+        yield f"* {', '.join(missing)}: their weights were not at hand. The paper's figures are with WideResNet50-2."
+    yield "* The paper's figures stand beside ours only where they could be verified.\n"
+    digests = sorted({(r["settings"]["backbone"], r["weights_sha256"][:12]) for r in paper["accuracy"]})
+    yield "Weights (SHA-256): " + "; ".join(f"{name} {digest}..." for name, digest in digests) + "."
+    yield "resnet50 is the Caffe original (v1 strides), not torchvision's.\n"
+
+
+def _accuracy(paper: dict) -> Iterator[str]:
+    yield "## Accuracy with the paper's settings (Tables I-V)\n"
+    yield f"`python benchmarks/paper.py tables backbones`; {paper['device']}\n"
+    rows = []
+    for row in (row for name in BACKBONES for row in table_rows(paper, name)):
+        published = PAPER.get((row["dataset"], row["category"]))
+        beside = ["-", "-"]
+        if published and (row["settings"]["mode"], row["settings"]["sampling"]) == ("full", "subspace"):
+            gaps = [100 * row[m] - p for m, p in zip(METRICS, published, strict=False)]
+            beside = [" / ".join(f"{p:.1f}" for p in published), " / ".join(f"{gap:+.1f}" for gap in gaps)]
+        rows.append(
+            [row["category"], row["settings"]["backbone"], *describe(row["settings"])[1:], *_percent(row), *beside]
+        )
+    yield _table("category|network|mode|sampling|AUROC|AUPRO|image AUROC|paper (WideResNet50-2)|difference", rows)
+
+
+def _methods(methods: dict, paper: dict) -> Iterator[str]:
+    yield "## SFR and its rivals\n"
+    yield (
+        f"`python benchmarks/methods.py`; {methods['device']}. Same network, split, metrics; the levels are those of "
+        "each method's own paper. fit: files to bank, compilation and leave-one-out threshold included, in s; ms: "
+        "decoded image to map, at batch 1 and 8; peak: of the process, which holds network, bank and JAX. "
+        f"{methods.get('note', '')}\n"
+    )
+    measured = {row_key(row): row for row in paper["accuracy"]}
+    rows = []
+    for row in sorted(methods["rows"], key=lambda r: (r["category"], r["settings"]["backbone"])):
+        found = measured.get(row_key(row))
+        cost = [f"{row['fit_s']:.0f}", *(f"{1000 * row[f'image_s_batch_{b}']:.1f}" for b in (1, 8))]
+        cost += [f"{row[name] / 1e6:.0f}" for name in ("bank_bytes", "peak_bytes")]
+        name = [row["category"], row["settings"]["backbone"], " ".join(describe(row["settings"])).strip()]
+        rows.append([*name, *(_percent(found) if found else ["-"] * 3), *cost])
+    yield _table("category|network|method|AUROC|AUPRO|image AUROC|fit, s|ms, B=1|ms, B=8|bank, MB|peak, MB", rows)
+
+
+def _sampling(paper: dict) -> Iterator[str]:
+    yield "## Sampling (Fig. 5a)\n"
+    yield f"`python benchmarks/paper.py sampling`; {paper['device']}; s = s_ref / 2\n"
+    rows, claims = [], []
+    for backbone in _networks(paper):
+        swept = sampling_rows(paper, backbone)
+        for category, mode in dict.fromkeys((r["category"], r["settings"]["mode"]) for r in swept):
+            ours = [r for r in swept if (r["category"], r["settings"]["mode"]) == (category, mode)]
+            without = [r for r in ours if r["settings"]["sampling"] == "none"]
+            for s_ref in sorted({r["settings"]["s_ref"] for r in ours if r not in without}):
+                at = [r for r in ours if r not in without and r["settings"]["s_ref"] == s_ref]
+                chosen = [r for r in at if r["settings"]["sampling"] == "subspace"]
+                drawn = [100 * r["aupro"] for r in at if r["settings"]["sampling"] == "random"]
+                name = [category, backbone, mode, str(s_ref)]
+                spread = f"{np.mean(drawn):.2f} ({min(drawn):.2f} - {max(drawn):.2f})" if drawn else "-"
+                if chosen:
+                    rows.append([*name, *_percent(chosen[0])[:2], spread])
+                if chosen and drawn and s_ref < 20:
+                    gap = 100 * chosen[0]["aupro"] - float(np.mean(drawn))
+                    claims.append(f"* {', '.join(name[:3])}, s_ref = {s_ref}: {_below(gap)}")
+            rows += [[category, backbone, mode, "all", *_percent(r)[:2], "no sampling"] for r in without[:1]]
+    yield _table(
+        "category|network|mode|s_ref|AUROC, subspace|AUPRO, subspace|AUPRO, random: mean (least - greatest)", rows
+    )
+    yield "Does the AUPRO of random sampling fall below subspace-based sampling's with s_ref < 20?\n"
+    yield "\n".join(claims) + "\n"
+    yield from _figures("sampling", paper)
+
+
+def _below(gap: float) -> str:
+    return f"random is {abs(gap):.2f} points {'below' if gap > 0 else 'above'}"
+
+
+def _error(paper: dict) -> Iterator[str]:
+    if not paper["representation"]:
+        return
+    yield "## Representation error of nominal features outside the bank (Fig. 6)\n"
+    yield (
+        f"`python benchmarks/paper.py error`; {paper['device']}; relative L2 error of held-out nominal images, mean "
+        "over levels 2 and 3; OMP with s = s_ref / 2 atoms and nearest neighbour, among the same s_ref candidates\n"
+    )
+    keys = ("category", "kind", "backbone", "mode", "s_ref", "held_out")
+    rows = [
+        [*(str(r[key]) for key in keys), f"{r['pursuit']:.3f}", f"{r['match']:.3f}"] for r in paper["representation"]
+    ]
+    yield _table("category|kind|network|mode|s_ref|held out|OMP|nearest neighbour", rows)
+    yield from _figures("error", paper)
+
+
+def _levels(paper: dict) -> Iterator[str]:
+    rows = []
+    for backbone in _networks(paper):
+        found = level_rows(paper, backbone)
+        if len({(r["category"], tuple(r["settings"]["levels"])) for r in found}) > len({r["category"] for r in found}):
+            for r in found:
+                levels = "+".join(map(str, r["settings"]["levels"]))
+                rows.append([r["category"], backbone, r["settings"]["mode"], levels, *_percent(r)])
+    if rows:
+        yield "## Levels (Fig. 7)\n"
+        yield f"`python benchmarks/paper.py levels`; {paper['device']}; subspace-based sampling\n"
+        yield _table("category|network|mode|levels|AUROC|AUPRO|image AUROC", rows)
+        yield from _figures("levels", paper)
+
+
+def _toy(paper: dict) -> Iterator[str]:
+    for toy in paper["toy"]:
+        match, pursuit = (f"{100 * toy[f'{method}_auroc']:.1f} %" for method in ("match", "pursuit"))
+        yield "## Why rebuild, not match (Fig. 3)\n"
+        yield (
+            "`python benchmarks/paper.py toy`: nominal points on two lines through the origin. AUROC of new nominal "
+            f"points against defects: nearest neighbour {match}, OMP {pursuit}.\n"
+        )
+        yield from _figures("toy", paper)
+
+
+def _latency(latency: dict) -> Iterator[str]:
+    yield "## Time per image over s_ref and N (Fig. 5b)\n"
+    yield (
+        f"`python benchmarks/latency_sref.py`; {latency['device']}; {latency['backbone']}, {latency['images']}, "
+        f"{latency['nominal_images']} nominal images; {latency['rounds']} interleaved rounds; ms per image. "
+        f"{latency.get('note', '')}\n"
+    )
+    stages = ("sampling_s", "solve_s", "residual_s", "total_s", "total_p95_s", "image_s")
+    for section, title in (
+        ("s_ref", "Over s_ref, s = s_ref / 2"),
+        ("nominal", "Over N, random features of Lite0's shapes"),
+    ):
+        yield f"{title}:\n"
+        rows = []
+        for row in latency[section]:
+            name = [str(row[key]) for key in ("mode", "batch", "sampling", "nominal_images", "s_ref", "s")]
+            split = [f"{1000 * row[stage]:.2f}" if stage in row else "-" for stage in stages]
+            rows.append([*name, *split, f"{row['first_call_s']:.1f}", f"{row['peak_bytes'] / 1e6:.0f}"])
+        headers = "mode|batch|sampling|N|s_ref|s|sampling|solve|residual|reconstruction|its p95|file to map"
+        yield _table(headers + "|first call, s|peak, MB", rows)
+    fixed = [[str(s["batch"]), *(f"{1000 * s[k]:.2f}" for k in _FIXED)] for s in latency["stages"]]
+    yield "The other stages:\n"
+    yield _table("batch|decode|preprocess|network, with preprocess|map, resized", fixed)
+    yield from _flatness(latency)
+    yield "![Reconstruction time over s_ref and N](../benchmarks/results/latency-sref-cpu.png)\n"
+
+
+_FIXED = ("decode_s", "preprocess_s", "backbone_s", "map_s")
+
+
+def _flatness(latency: dict) -> Iterator[str]:
+    """The two promises: flat from s_ref = 10 to 40, and sampling never slower than none."""
+    rows = []
+    for mode in MODES:
+        for batch in dict.fromkeys(row["batch"] for row in latency["s_ref"]):
+            found = {
+                (r["sampling"], r["s_ref"]): r for r in latency["s_ref"] if (r["mode"], r["batch"]) == (mode, batch)
+            }
+            if ("subspace", 10) in found and ("subspace", 40) in found:
+                low, high = found["subspace", 10], found["subspace", 40]
+                flat = [f"{high[k] / low[k]:.2f}" for k in ("image_s", "total_s")]
+                against = [
+                    max(found["subspace", n][k] / found["none", n][k] for s, n in found if s == "subspace")
+                    for k in ("image_s", "total_s")
+                ]
+                rows.append([mode, str(batch), *flat, *(f"{ratio:.2f}" for ratio in against)])
+    yield (
+        "Ratios: s_ref = 40 over s_ref = 10 with subspace-based sampling, and the largest over s_ref of subspace-based "
+        "sampling over none; each for the whole image (file to map) and for the reconstruction alone:\n"
+    )
+    yield _table(
+        "mode|batch|40 / 10, image|40 / 10, reconstruction|with / without, image|with / without, reconstruction", rows
+    )
+
+
+def _others(results: Path) -> Iterator[str]:
+    yield "## Other measurements\n"
+    about = {
+        "overhead-cpu.json": "file to map against the network alone: `python benchmarks/overhead.py`",
+        "omp-cpu.json": "the solver against scikit-learn and SPAMS ([omp.md](omp.md)): `python benchmarks/omp.py`",
+        "backbones-cpu.json": "networks against torch: `python benchmarks/backbones.py`",
+    }
+    for name, text in about.items():
+        if (results / name).is_file():
+            yield f"* [{name}](../benchmarks/results/{name}): {text}"
+
+
+def _networks(paper: dict) -> list[str]:
+    return list(dict.fromkeys(row["settings"]["backbone"] for row in paper["accuracy"]))
+
+
+def _percent(row: dict) -> list[str]:
+    return ["-" if row[name] is None else f"{100 * row[name]:.2f}" for name in METRICS]
+
+
+def _table(headers: str, rows: Iterable[list[str]]) -> str:
+    columns = headers.split("|")
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _figures(name: str, paper: dict) -> Iterator[str]:
+    """Links to the pictures that paper.py wrote beside its JSON."""
+    files = ["toy"] if name == "toy" else [f"{name}-{backbone}" for backbone in _networks(paper)]
+    for file in files:
+        if (RESULTS / f"paper-cpu-{file}.png").is_file():
+            yield f"![{file}](../benchmarks/results/paper-cpu-{file}.png)\n"
+
+
+if __name__ == "__main__":
+    main()
