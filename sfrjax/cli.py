@@ -1,12 +1,15 @@
 """The command line: reads options, calls the pipeline, writes what it returns. Heavy imports wait for a command."""
 
+import io
 import json
 import math
 import os
 import shlex
+import signal
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -302,19 +305,43 @@ def _repeat_option(arguments: list[str], option: str) -> list[str]:
     return repeated
 
 
+class _Interrupted(BaseException):
+    """Ctrl-C, under a name that the command-line library leaves to us."""
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise _Interrupted
+
+
 def main() -> None:
     """Entry point: every problem that the user can mend is one sentence on standard error and exit status 1."""
     # Compiled programs are kept between runs: half of a short command's time is compilation. JAX reads these when it is
     # first imported; the user's own settings win.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names need not be text
+            stream.reconfigure(errors="backslashreplace")
+    # Pillow warns of oddities in a file where it also raises, or where the pixels are none the worse for them.
+    warnings.filterwarnings("ignore", module="PIL")
+    before = signal.signal(signal.SIGINT, _interrupt)
     try:
         app(_repeat_option(sys.argv[1:], "--category"))
     except SfrjaxError as error:
         sys.exit(f"sfrjax: {error}")
-    except KeyboardInterrupt:
-        sys.exit("sfrjax: interrupted")
+    except _Interrupted:
+        print(
+            "\nsfrjax: interrupted; every file written is whole. To go on, give the same command again", file=sys.stderr
+        )
+        sys.exit(130)
+    except BrokenPipeError:  # `sfrjax ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # a file that vanished, may not be read, has a name too long: wherever it was met
+        sys.exit(f"sfrjax: {error.filename or 'a file'}: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         sys.exit("sfrjax: out of memory; give a smaller --batch-size, fewer --levels, or fewer nominal images")
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,13 +1,19 @@
 """Files that are either whole or absent."""
 
 import os
+import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
 from sfrjax.errors import SfrjaxError
+
+# Seconds after which a temporary file is no other run's work any more, but what a killed one left behind.
+STALE = 3600
 
 
 @contextmanager
@@ -15,16 +21,21 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place when the block ends well, and is removed when it does not.
 
     Missing folders are made. A link is followed. With `durable` the content is on the disk before it takes the place.
+    The temporary file's name is 32 hexadecimal digits between a dot and ".part". A process that is killed leaves it
+    behind; the first file that a later process writes into the folder removes those older than an hour.
 
     Raises:
         SfrjaxError: the folder cannot be written or the disk is full; what `path` held before is untouched.
     """
-    target = path.resolve()
+    target = Path(os.path.realpath(path))  # which, unlike Path.resolve, takes a loop of links as it is
     temporary = target.with_name(f".{uuid4().hex}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target.parent)
         temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode  # as the user's umask has it, which libraries that write the file may not heed
         yield temporary
+        temporary.chmod(mode)
         if durable:
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
@@ -34,6 +45,14 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@cache
+def _remove_leftovers(folder: Path) -> None:
+    for path in folder.glob(".*.part"):
+        with suppress(OSError):
+            if re.fullmatch(r"\.[0-9a-f]{32}\.part", path.name) and path.stat().st_mtime < time.time() - STALE:
+                path.unlink()
 
 
 def output_folder(path: Path) -> Path:

@@ -121,10 +121,17 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Settings":
-        """Settings from `to_dict`'s form. Raises SfrjaxError for unknown or missing fields."""
-        expected = set(cls.__dataclass_fields__)
-        if set(values) != expected:
-            raise SfrjaxError(f"settings do not fit this version: {_spell(sorted(set(values) ^ expected))}")
+        """Settings from `to_dict`'s form. Raises SfrjaxError for unknown, missing or mistyped fields."""
+        expected = asdict(cls())
+        if set(values) != set(expected):
+            raise SfrjaxError(f"settings do not fit this version: {_spell(sorted(set(values) ^ set(expected)))}")
+        for name, default in expected.items():
+            value = values[name]
+            kinds = {float: (int, float), tuple: (list, tuple)}.get(type(default), (type(default),))
+            if name == "reference":
+                kinds = (int, str)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise SfrjaxError(f"setting {name} cannot be {value!r}")
         return cls(**values)
 
 

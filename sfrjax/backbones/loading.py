@@ -20,10 +20,11 @@ from sfrjax.backbones.layers import winograd_kernel
 from sfrjax.backbones.preprocess import Preprocess
 from sfrjax.backbones.resnet import RESNETS, ResNetConfig
 from sfrjax.errors import SfrjaxError
-from sfrjax.weights import WeightsFile, open_weights
 from sfrjax.weights.conventions import conventions
 from sfrjax.weights.fetch import locate
 from sfrjax.weights.folding import fold_checkpoint, read_folded
+from sfrjax.weights.opening import open_weights
+from sfrjax.weights.tensors import WeightsFile
 
 Config = ResNetConfig | EfficientNetLiteConfig
 Level = int | str

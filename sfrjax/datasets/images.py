@@ -196,6 +196,8 @@ def _open(path: Path) -> Image.Image:
 def _reading(path: Path) -> Iterator[None]:
     """Whatever Pillow raises inside the block, as one sentence that names the file."""
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("not a regular file")  # reading a pipe or a device might never end
         yield
     except FileNotFoundError:
         raise SfrjaxError(f"{path} does not exist") from None

@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from sfrjax.errors import SfrjaxError
 from sfrjax.weights.catalogue import CATALOGUE
@@ -22,6 +20,9 @@ File = Annotated[
 @app.command("list")
 def list_() -> None:
     """Show every named set of weights and whether it is on this machine."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("name", "here", "licence", "SHA-256", "from", box=None, pad_edge=False)
     for entry in CATALOGUE.values():
         try:

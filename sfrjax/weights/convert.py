@@ -11,9 +11,9 @@ from safetensors.numpy import save_file
 
 from sfrjax.backbones.loading import describe, folded_parameters, network_config
 from sfrjax.errors import SfrjaxError
-from sfrjax.weights import open_weights
 from sfrjax.weights.catalogue import CATALOGUE
 from sfrjax.weights.fetch import locate
+from sfrjax.weights.opening import open_weights
 
 
 def convert(name: str, output: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None) -> Path:

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-import filelock
 import platformdirs
 
 from sfrjax.errors import SfrjaxError
@@ -86,6 +85,8 @@ def fetch(entry: Entry) -> Located:
     Raises:
         SfrjaxError: no network, the server's refusal, wrong hash, or a cache that cannot be written.
     """
+    import filelock  # only a download needs it
+
     path = local_path(entry)
     if not path.exists():
         part = path.with_name(path.name + ".part")

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from sfrjax.backbones import forward, load_backbone
-from sfrjax.weights import open_weights
 from sfrjax.weights.fetch import locate
+from sfrjax.weights.opening import open_weights
 
 data = pytest.importorskip("skimage.data")
 

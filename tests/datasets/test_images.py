@@ -305,3 +305,11 @@ def test_shape_from_the_header_is_the_shape_read(tmp_path, orientation):
     path.write_bytes(b"nothing")
     with pytest.raises(SfrjaxError, match=r"photo\.jpg"):
         image_shape(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_refused_rather_than_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for read in (lambda path: read_image(path, 4), image_shape):
+        with pytest.raises(SfrjaxError, match=r"a\.png cannot be read .*not a regular file"):
+            read(tmp_path / "a.png")

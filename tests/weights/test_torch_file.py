@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 
 from sfrjax.errors import SfrjaxError  # noqa: E402
-from sfrjax.weights import open_torch, open_weights  # noqa: E402
 from sfrjax.weights import restricted_pickle as pickles  # noqa: E402
+from sfrjax.weights.opening import open_weights  # noqa: E402
+from sfrjax.weights.torch_file import open_torch  # noqa: E402
 
 FORMATS = pytest.mark.parametrize("is_zip", [False, True], ids=["legacy", "zip"])
 
