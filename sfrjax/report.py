@@ -22,7 +22,7 @@ from sfrjax.bank import Bank
 from sfrjax.datasets.images import open_rgb
 from sfrjax.features import Skipped
 from sfrjax.files import replacing
-from sfrjax.page import Thumbnail, thumbnails
+from sfrjax.page.gallery import Thumbnail, thumbnails
 from sfrjax.pipeline import Detection, Evaluation, Metrics, Prediction
 from sfrjax.scoring import calibrated, resize_map
 from sfrjax.settings import Settings

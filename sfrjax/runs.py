@@ -17,14 +17,11 @@ from sfrjax.files import output_folder
 from sfrjax.page import (
     MAX_TILES,
     Section,
-    Tile,
     evaluation_section,
-    prediction_tile,
-    thumbnails,
-    worst_first,
     write_evaluation_page,
     write_prediction_page,
 )
+from sfrjax.page.gallery import Tile, prediction_tile, thumbnails, worst_first
 from sfrjax.pipeline import Detection, Metrics, check_category, evaluate, predict
 from sfrjax.report import (
     contact_sheet,

@@ -17,7 +17,8 @@ from PIL import Image
 from sfrjax import page, runs
 from sfrjax.datasets import Category
 from sfrjax.datasets.layouts import Sample
-from sfrjax.page import evaluation_section, plots, worst_first
+from sfrjax.page import evaluation_section, plots
+from sfrjax.page.gallery import Thumbnail, Tile, prediction_tile, worst_first
 from sfrjax.pipeline import Evaluation, Prediction, fit, measure_curves
 from sfrjax.settings import Settings
 from tests.reference import brute_force_aupro
@@ -280,7 +281,7 @@ def test_a_name_that_is_no_text_is_shown_and_linked(evaluated, tmp_path):
     row = {"image": f"/in/{name}", "score": 2.0, "anomalous": True, "overlay": f"overlays/a/{name}"}
     scores = {"images": [row], "skipped": [], "threshold": 1.0, "settings": SETTINGS.to_dict(), "version": "1",
               "weights_name": "w", "weights_sha256": "0"}  # fmt: skip
-    tile = page.prediction_tile(row, 1.0, ())
+    tile = prediction_tile(row, 1.0, ())
     page.write_prediction_page(tmp_path / "report.html", scores, [tile], np.array([0.5, 0.7]), command=name)
     written = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert 'data-link="overlays/a/%FF.png"' in written
@@ -288,8 +289,8 @@ def test_a_name_that_is_no_text_is_shown_and_linked(evaluated, tmp_path):
 
 
 def test_the_page_stays_small(monkeypatch):
-    picture = page.Thumbnail("image", 1, 1, "data:" + "x" * 95)
-    tile = page.Tile("n", "", "", (0.0,), 1.0, None, "", False, "", "", (picture,))
+    picture = Thumbnail("image", 1, 1, "data:" + "x" * 95)
+    tile = Tile("n", "", "", (0.0,), 1.0, None, "", False, "", "", (picture,))
     monkeypatch.setattr(page, "MAX_BYTES", 300)
     kept, words = page._within_limits([tile] * 9, 9)
     assert len(kept) == 3

@@ -6,59 +6,23 @@ escapes whatever it is given, and the page's own policy lets no script run but p
 
 import base64
 import hashlib
-import io
-import math
 from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import jinja2
 import matplotlib
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
 
 from sfrjax.files import replacing
 from sfrjax.page import plots
+from sfrjax.page.gallery import Thumbnail, Tile, evaluation_tiles, truth_and_scores
 from sfrjax.pipeline import Evaluation, Metrics
 
 MAX_TILES = 240  # images in the gallery
 MAX_BYTES = 20_000_000  # of all their pictures
-TILE_SIDE = 320  # pixels
-
-
-class Thumbnail(NamedTuple):
-    """source: the picture itself, as a data URI."""
-
-    caption: str
-    width: int
-    height: int
-    source: str
-
-
-class Tile(NamedTuple):
-    """One image in the gallery.
-
-    worst: sort key, the worst image has the smallest.
-    relative: score in units of the threshold, or the score itself where there is none.
-    overlap: AUPRO of the image's own regions; None without any.
-    outcome: what the threshold made of it, "" without one; wrong: whether that is to be looked at.
-    link: the overlay's address relative to the page.
-    """
-
-    name: str
-    category: str
-    label: str
-    worst: tuple[float, ...]
-    relative: float
-    overlap: float | None
-    outcome: str
-    wrong: bool
-    facts: str
-    link: str
-    pictures: tuple[Thumbnail, ...]
 
 
 class Section(NamedTuple):
@@ -69,24 +33,6 @@ class Section(NamedTuple):
     plots: tuple[plots.Plot, ...]
     tiles: tuple[Tile, ...]
     n_images: int
-
-
-def thumbnails(
-    image: Image.Image, heat: Image.Image, overlay: Image.Image, mask: np.ndarray | None = None
-) -> tuple[Thumbnail, ...]:
-    """Small copies of an image, its anomaly map in colours, its overlay and its ground truth (bool [height, width])."""
-    shown = [("image", image, "JPEG"), ("anomaly map", heat, "JPEG"), ("overlay", overlay, "JPEG")]
-    if mask is not None:
-        # Grey where a pixel of the thumbnail is partly defective, so that no small region is lost.
-        shown.insert(1, ("ground truth", Image.fromarray(mask).convert("L"), "PNG"))
-    return tuple(_thumbnail(*picture) for picture in shown)
-
-
-def worst_first(evaluation: Evaluation) -> list[int]:
-    """Indices of the test images: first those on the wrong side of the threshold, then those with most images of the
-    other kind on the wrong side of them, then those whose regions are found least, then the least clear scores."""
-    keys = _worst_keys(evaluation)
-    return sorted(range(len(keys)), key=keys.__getitem__)
 
 
 def evaluation_section(
@@ -101,9 +47,9 @@ def evaluation_section(
         links: their overlays' paths relative to the page.
     """
     category, threshold = evaluation.category, evaluation.threshold
-    truth, scores = _truth_and_scores(evaluation)
+    truth, scores = truth_and_scores(evaluation)
     good, bad = scores[~truth], scores[truth]
-    curves, keys = evaluation.curves, _worst_keys(evaluation)
+    curves = evaluation.curves
     drawn = [
         plots.curves(
             "ROC",
@@ -123,37 +69,10 @@ def evaluation_section(
     if threshold is not None:
         found = f"{(bad > threshold).sum()} of {bad.size}"
         alarms = f"{(good > threshold).sum()} of {good.size}"
-    tiles = []
-    for i, thumbs, link in zip(shown, pictures, links, strict=True):
-        sample, score, others = category.test[i], scores[i], good if truth[i] else bad
-        beaten = int((others > score).sum() if truth[i] else (others < score).sum())
-        overlap = None if curves.pro is None or math.isnan(curves.pro.by_image[i]) else float(curves.pro.by_image[i])
-        facts = [_score_text(score, threshold)]
-        if overlap is not None:
-            facts.append(f"PRO {overlap:.3f}")
-        if beaten:
-            side = "lower than {} of {} good images" if truth[i] else "higher than {} of {} anomalous images"
-            facts.append(side.format(beaten, others.size))
-        outcomes = {(True, True): "found", (True, False): "missed", (False, True): "false alarm"}
-        outcome = "" if threshold is None else outcomes.get((bool(truth[i]), bool(score > threshold)), "passed")
-        tiles.append(
-            Tile(
-                name=f"{sample.defect}/{sample.image.name}",
-                category=category.name,
-                label=sample.defect,
-                worst=keys[i],
-                relative=_relative(score, threshold),
-                overlap=overlap,
-                outcome=outcome,
-                wrong=outcome in ("missed", "false alarm"),
-                facts=", ".join(facts),
-                link=_address(link),
-                pictures=thumbs,
-            )
-        )
+    tiles = evaluation_tiles(evaluation, shown, pictures, links)
     about = (found, alarms, "-" if threshold is None else f"{threshold:.4g}", str(len(category.train)))
     row = (category.name, *_percents(evaluation.metrics), *about)
-    return Section(category.name, row, tuple(drawn), tuple(tiles), len(truth))
+    return Section(category.name, row, tuple(drawn), tiles, len(truth))
 
 
 def write_evaluation_page(
@@ -197,28 +116,6 @@ def write_evaluation_page(
         sorts=[*sorts, ("name", "name"), ("label", "label")],
         settings=_settings(results),
         command=command,
-    )
-
-
-def prediction_tile(row: dict[str, Any], threshold: float, pictures: tuple[Thumbnail, ...]) -> Tile:
-    """One image in the gallery of a prediction; row: as in scores.json."""
-    folder = Path(row["overlay"]).relative_to("overlays").parent
-    facts = [_score_text(row["score"], threshold)]
-    if regions := row.get("regions"):
-        area = sum(region["area"] for region in regions)
-        facts.append(f"{len(regions)} region{'s' if len(regions) > 1 else ''} of {area} pixels")
-    return Tile(
-        name=str(folder / Path(row["image"]).name),
-        category="",
-        label="",
-        worst=(-row["score"],),
-        relative=_relative(row["score"], threshold),
-        overlap=None,
-        outcome="anomalous" if row["anomalous"] else "below the threshold",
-        wrong=row["anomalous"],
-        facts=", ".join(facts),
-        link=_address(Path(row["overlay"])),
-        pictures=pictures,
     )
 
 
@@ -309,40 +206,8 @@ def _within_limits(tiles: Sequence[Tile], n_images: int) -> tuple[Sequence[Tile]
     return tiles[:kept], f"{kept} of {n_images} images (more would make this page slow; the folders beside it hold all)"
 
 
-def _worst_keys(evaluation: Evaluation) -> list[tuple[float, ...]]:
-    truth, scores = _truth_and_scores(evaluation)
-    threshold, pro = evaluation.threshold, evaluation.curves.pro
-    keys: list[tuple[float, ...]] = []
-    for i, (anomalous, score) in enumerate(zip(truth, scores, strict=True)):
-        side = -1 if anomalous else 1  # of lower scores, and of higher ones, is the trouble
-        others = scores[truth != anomalous]
-        wrong = threshold is not None and anomalous != (score > threshold)
-        # Its share of what image AUROC lacks: the mean over either kind is 1 - AUROC.
-        ranked = np.mean(np.sign(side * (score - others)) + 1) / 2 if others.size else 0.0
-        overlap = 1.0 if pro is None or math.isnan(pro.by_image[i]) else pro.by_image[i]
-        keys.append((-float(wrong), -float(ranked), float(overlap), -side * _relative(score, threshold)))
-    return keys
-
-
-def _truth_and_scores(evaluation: Evaluation) -> tuple[np.ndarray, np.ndarray]:
-    truth = np.array([sample.anomalous for sample in evaluation.category.test], bool)
-    return truth, np.array([prediction.score for prediction in evaluation.predictions])
-
-
-def _relative(score: float, threshold: float | None) -> float:
-    return float(score / threshold) if threshold else float(score)
-
-
-def _score_text(score: float, threshold: float | None) -> str:
-    return f"score {score:.4g}" + (f" ({100 * score / threshold:.3g} % of the threshold)" if threshold else "")
-
-
 def _percents(metrics: Metrics) -> list[str]:
     return ["-" if value is None else f"{100 * value:.2f}" for value in metrics]
-
-
-def _address(path: Path) -> str:
-    return quote(path.as_posix().encode("utf-8", "surrogateescape"))
 
 
 def _settings(content: dict[str, Any]) -> list[tuple[str, str]]:
@@ -351,12 +216,3 @@ def _settings(content: dict[str, Any]) -> list[tuple[str, str]]:
         (key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else str(value))
         for key, value in about.items()
     ]
-
-
-def _thumbnail(caption: str, picture: Image.Image, kind: str) -> Thumbnail:
-    scale = min(1.0, TILE_SIDE / max(picture.size))
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    written = io.BytesIO()
-    picture.resize(size, Image.Resampling.BILINEAR).save(written, kind, quality=80)
-    source = f"data:image/{kind.lower()};base64,{base64.b64encode(written.getvalue()).decode()}"
-    return Thumbnail(caption, *size, source)
