@@ -10,10 +10,10 @@ import numpy as np
 from sfrjax.backbones import Backbone, level_shapes
 from sfrjax.errors import SfrjaxError
 from sfrjax.features import Batch, extract
-from sfrjax.rivals import patchcore
+from sfrjax.rivals import padim, patchcore
 from sfrjax.settings import Level, Settings
 
-_MODULES: dict[str, Any] = {"patchcore": patchcore}
+_MODULES: dict[str, Any] = {"padim": padim, "patchcore": patchcore}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from sfrjax.rivals import Rival
 from sfrjax.settings import RIVAL_LEVELS, Settings, preset
 from tests.test_cli import run
 
-RIVALS = ("patchcore",)
+RIVALS = ("padim", "patchcore")
 
 
 @pytest.fixture(scope="module")

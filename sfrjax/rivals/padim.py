@@ -1,0 +1,166 @@
+"""PaDiM: at every position the distance to a Gaussian of nominal features (Defard et al. 2020, arXiv 2011.08785).
+
+The levels, repeated to the shallowest one's grid, are concatenated, and the same d of their channels, drawn at random,
+are kept everywhere. Every position has a mean and a covariance of its own, plus 0.01 I, and its anomaly is the
+Mahalanobis distance. Maps are upsampled bilinearly and smoothed; the image score is the map's maximum.
+
+Deviations from the paper:
+
+1. Images are squashed to image_size (256), as for every method here; the paper crops 224 x 224 out of 256 x 256.
+2. d is the paper's for its networks, 100 for ResNet18 and 550 for WideResNet50-2; for every other network it is 550, or
+   all channels where there are fewer (EfficientNet-Lite0's 176, of which nothing is left to chance).
+3. Means and covariances are updated batch by batch (Chan et al. 1983), so that memory does not grow with the number of
+   images. What is kept is not the covariance S but W, the transposed inverse of its Cholesky factor, which gives
+   |x W|^2 = x S^-1 x^T. At d = 550 and 64 x 64 positions that is 5 GB, which the scoring of every batch reads once.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sfrjax.scoring import anomaly_maps
+from sfrjax.settings import Level, Settings
+
+DIMENSIONS = {"resnet18": 100}  # d, and of every other network:
+OTHER_DIMENSIONS = 550
+EPSILON = 0.01  # of the identity, added to every covariance
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class PaDiM(NamedTuple):
+    """For each of the P = H W positions, row by row:
+
+    mean: float32 [P, d].
+    whitening: float32 [P, d, d], upper triangular: features @ whitening have the identity as covariance.
+    """
+
+    mean: jax.Array
+    whitening: jax.Array
+
+
+def fit_bytes(n_images: int, shapes: Mapping[Level, tuple[int, int, int]], settings: Settings) -> int:
+    """Memory in bytes that `fit` takes, whatever n_images: a mean and a matrix for every position."""
+    height, width = _grid(shapes, settings)
+    dimensions = sum(map(len, _chosen([shapes[level][2] for level in settings.levels], settings)))
+    return 4 * height * width * dimensions * (dimensions + 1)
+
+
+def fit(
+    features: Iterable[Mapping[Level, jax.Array]],
+    n_images: int,
+    shapes: Mapping[Level, tuple[int, int, int]],
+    settings: Settings,
+) -> PaDiM:
+    """Estimate the Gaussians of nominal images.
+
+    Args:
+        features: {level: float32 [b, h, w, c]} of settings.levels, n_images in all.
+        n_images: number of nominal images, at least 2.
+        shapes: (h, w, c) of each level.
+        settings: of which levels, backbone and seed count.
+    """
+    height, width = _grid(shapes, settings)
+    dimensions = sum(map(len, _chosen([shapes[level][2] for level in settings.levels], settings)))
+    mean = jnp.zeros((height * width, dimensions), jnp.float32)
+    scatter = jnp.zeros((height * width, dimensions, dimensions), jnp.float32)
+    count = 0
+    for batch in features:
+        embedded = _embed(tuple(batch[level] for level in settings.levels), settings=settings)
+        jax.block_until_ready(scatter)  # unbounded, the queue would hold the features of every batch
+        mean, scatter = _update(mean, scatter, embedded, count)
+        count += embedded.shape[1]
+    return PaDiM(mean, _whitening(scatter, n_images))
+
+
+def score(model: PaDiM, features: Mapping[Level, jax.Array], settings: Settings) -> tuple[jax.Array, jax.Array]:
+    """Anomaly maps float32 [B, size, size] and image scores float32 [B].
+
+    Args:
+        model: from `fit`.
+        features: {level: float32 [B, h, w, c]} of settings.levels.
+        settings: those of `fit`.
+    """
+    levels = tuple(features[level] for level in settings.levels)
+    distances = _distances(model, _embed(levels, settings=settings))
+    grid = max(level.shape[1:3] for level in levels)
+    return anomaly_maps((distances.reshape(-1, *grid),), size=settings.image_size, sigma=settings.sigma)
+
+
+@partial(jax.jit, static_argnames="settings")
+def _embed(features: tuple[jax.Array, ...], *, settings: Settings) -> jax.Array:
+    """Levels [B, h, w, c] -> the chosen channels of all of them, float32 [P, B, d], on the largest grid."""
+    grid = max(level.shape[1:3] for level in features)
+    chosen = _chosen([level.shape[-1] for level in features], settings)
+    kept = [
+        jax.image.resize(level[..., channels], (len(level), *grid, len(channels)), "nearest")
+        for level, channels in zip(features, chosen, strict=True)
+    ]
+    return jnp.concatenate(kept, axis=-1).reshape(len(features[0]), grid[0] * grid[1], -1).swapaxes(0, 1)
+
+
+def _chosen(channels: list[int], settings: Settings) -> list[np.ndarray]:
+    """Of each level, the channels that are kept: d of all levels' together."""
+    total = sum(channels)
+    kept = min(DIMENSIONS.get(settings.backbone, OTHER_DIMENSIONS), total)
+    drawn = np.sort(np.random.default_rng(settings.seed).choice(total, kept, replace=False))
+    ends = np.cumsum(channels)
+    return [drawn[(drawn >= end - n) & (drawn < end)] - (end - n) for end, n in zip(ends, channels, strict=True)]
+
+
+@partial(jax.jit, donate_argnums=(0, 1))
+def _update(mean: jax.Array, scatter: jax.Array, batch: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """Mean and sum of outer products about it, of `count` images before, with those of batch [P, b, d]."""
+    b = batch.shape[1]
+    batch_mean = batch.mean(axis=1)
+    shift = batch_mean - mean
+    # The shift of the mean adds an outer product of its own: one row more.
+    rows = jnp.concatenate([batch - batch_mean[:, None], shift[:, None] * jnp.sqrt(count * b / (count + b))], axis=1)
+
+    def add(matrix: jax.Array, rows: jax.Array) -> jax.Array:
+        # Fused, so that the matrix passes through once; a product of so few rows takes twice as long.
+        return sum((row[:, None] * row for row in rows), start=matrix)
+
+    return mean + shift * (b / (count + b)), _in_place(add, scatter, rows)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _whitening(scatter: jax.Array, n_images: int) -> jax.Array:
+    """The transposed inverse of every covariance's Cholesky factor."""
+    identity = jnp.eye(scatter.shape[-1])
+
+    def invert(matrix: jax.Array, _: jax.Array) -> jax.Array:
+        factor = jnp.linalg.cholesky(matrix / (n_images - 1) + EPSILON * identity)
+        return jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True).T
+
+    return _in_place(invert, scatter, scatter[:, 0])
+
+
+def _in_place(change: Callable[[jax.Array, jax.Array], jax.Array], matrices: jax.Array, others: jax.Array) -> jax.Array:
+    """change(matrix, other), one position after the other, written over the matrix: there may be no room for two."""
+
+    def at(i: jax.Array, matrices: jax.Array) -> jax.Array:
+        return matrices.at[i].set(change(matrices[i], others[i]))
+
+    return jax.lax.fori_loop(0, len(matrices), at, matrices)
+
+
+@jax.jit
+def _distances(model: PaDiM, batch: jax.Array) -> jax.Array:
+    """Mahalanobis distances float32 [B, P] of batch [P, B, d]."""
+
+    def at(position: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        mean, whitening, rows = position
+        return jnp.linalg.norm(jnp.matmul(rows - mean, whitening, precision=HIGHEST), axis=1)
+
+    # One position at a time: on a CPU a batched product of these shapes takes four times as long.
+    return jax.lax.map(at, (*model, batch)).T
+
+
+def _grid(shapes: Mapping[Level, tuple[int, int, int]], settings: Settings) -> tuple[int, int]:
+    height, width = max(shapes[level][:2] for level in settings.levels)
+    return height, width
