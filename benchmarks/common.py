@@ -119,6 +119,12 @@ def start_result(path: Path, about: dict[str, Any], lists: tuple[str, ...] = ("r
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write the JSON, whole or not at all: called after every row."""
+    """Write the JSON, a line for each row, whole or not at all: called after every row."""
+
+    def lines(value: Any) -> str:
+        if not isinstance(value, list) or not value:
+            return json.dumps(value)
+        return "[\n" + ",\n".join(json.dumps(row) for row in value) + "\n]"
+
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        temporary.write_text("{\n" + ",\n".join(f"{json.dumps(k)}: {lines(v)}" for k, v in result.items()) + "\n}\n")

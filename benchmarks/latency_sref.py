@@ -39,7 +39,7 @@ from sfrjax.scoring import anomaly_maps, resize_map
 from sfrjax.settings import MODES, SAMPLINGS, Settings
 
 S_REFS = (10, 20, 30, 40, 50)
-SIZES = (50, 200, 500, 1000, 2000)
+SIZES = (50, 300, 2000)
 LITE0 = ((32, 32, 40), (16, 16, 112), (8, 8, 320))  # EfficientNet-Lite0's levels 2, 3 and, as reference, 4
 GRAM_LIMIT = 2e9  # bytes; a per-pixel bank without sampling beyond this is left out
 IMAGE_STAGES = ("decode_s", "backbone_s", "map_s")  # preprocessing is a part of the network's program
