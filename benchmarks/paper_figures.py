@@ -105,16 +105,17 @@ def _error(result: dict, backbone: str) -> Figure | None:
 
 
 def level_rows(result: dict, backbone: str) -> list[dict]:
-    """Rows that differ in their levels: subspace-based sampling at the data set's own s_ref and s."""
-    return [
-        row
-        for row in result["accuracy"]
-        if row["settings"]["backbone"] == backbone
-        and row["settings"]["sampling"] == "subspace"
-        and row["settings"]["method"] == "sfr"
-        and row["settings"]["neighbourhood"] == 1
-        and row["settings"]["s"] != row["settings"]["s_ref"] // 2
-    ]
+    """Rows that differ in their levels, subspace-based sampling at the data set's own s_ref and s; categories that were
+    measured at one combination only are left out."""
+
+    def belongs(settings: dict) -> bool:
+        preset = settings["sampling"] == "subspace" and settings["s"] != settings["s_ref"] // 2
+        return preset and (settings["backbone"], settings["method"], settings["neighbourhood"]) == (backbone, "sfr", 1)
+
+    rows = [row for row in result["accuracy"] if belongs(row["settings"])]
+    combinations = {(row["category"], tuple(row["settings"]["levels"])) for row in rows}
+    several = [name for name in _categories(rows) if sum(name == category for category, _ in combinations) > 1]
+    return [row for row in rows if row["category"] in several]
 
 
 def _levels(result: dict, backbone: str) -> Figure | None:

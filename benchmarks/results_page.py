@@ -43,7 +43,7 @@ def page(results: Path) -> str:
     paper, methods, latency = (_read(results / name) for name in OURS)
     sections: list[Callable[[], Iterator[str]]] = []
     if paper:
-        sections += [lambda: _absent(paper), lambda: _accuracy(paper)]
+        sections += [lambda: _absent(paper, results), lambda: _accuracy(paper)]
     if paper and methods:
         sections.append(lambda: _methods(methods, paper))
     if paper:
@@ -59,7 +59,7 @@ def _read(path: Path) -> dict | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _absent(paper: dict) -> Iterator[str]:
+def _absent(paper: dict, results: Path) -> Iterator[str]:
     yield "## What was not measured, and why\n"
     there = {(row["dataset"], row["category"]) for row in paper["accuracy"]}
     for dataset, names in CATEGORIES.items():
@@ -68,6 +68,13 @@ def _absent(paper: dict) -> Iterator[str]:
     networks = {row["settings"]["backbone"] for row in paper["accuracy"]}
     if missing := [name for name in BACKBONES if name not in networks]:
         yield f"* {', '.join(missing)}: their weights were not at hand. The paper's figures are with WideResNet50-2."
+    modes = {(row["category"], row["settings"]["backbone"], row["settings"]["mode"]) for row in paper["accuracy"]}
+    for category, network, _ in sorted(modes):
+        if (category, network, "pixel") not in modes:
+            yield f"* {category}, {network}, per-pixel mode: not run yet."
+    for name, script in ((OURS[1], "methods"), (OURS[2], "latency_sref")):
+        if not (results / name).is_file():
+            yield f"* `python benchmarks/{script}.py`: not run yet."
     yield "* The paper's figures stand beside ours only where they could be verified.\n"
     digests = sorted({(r["settings"]["backbone"], r["weights_sha256"][:12]) for r in paper["accuracy"]})
     yield "Weights (SHA-256): " + "; ".join(f"{name} {digest}..." for name, digest in digests) + "."
@@ -161,11 +168,9 @@ def _error(paper: dict) -> Iterator[str]:
 def _levels(paper: dict) -> Iterator[str]:
     rows = []
     for backbone in _networks(paper):
-        found = level_rows(paper, backbone)
-        if len({(r["category"], tuple(r["settings"]["levels"])) for r in found}) > len({r["category"] for r in found}):
-            for r in found:
-                levels = "+".join(map(str, r["settings"]["levels"]))
-                rows.append([r["category"], backbone, r["settings"]["mode"], levels, *_percent(r)])
+        for row in level_rows(paper, backbone):
+            levels = "+".join(map(str, row["settings"]["levels"]))
+            rows.append([row["category"], backbone, row["settings"]["mode"], levels, *_percent(row)])
     if rows:
         yield "## Levels (Fig. 7)\n"
         yield f"`python benchmarks/paper.py levels`; {paper['device']}; subspace-based sampling\n"
