@@ -12,19 +12,21 @@ CACHE_FLOATS = 120_000  # working set of a block, in numbers (0.5 MB): flat opti
 MOST_LANES = 4  # every lane is compiled anew
 
 
-def map_blocks(solve: Callable[[Any], Any], arrays: Any, floats_per_row: int, most_lanes: int = MOST_LANES) -> Any:
+def map_blocks(
+    solve: Callable[[Any], Any], arrays: Any, floats_per_row: int, most_lanes: int = MOST_LANES, least: int = 8
+) -> Any:
     """`solve` applied to blocks of rows of `arrays` (a pytree, `[b, ...]` each), results put together again.
 
     On a CPU a block is as large as the cache allows. XLA runs one loop on one core, but independent loops of one
     program at the same time: the blocks are dealt to as many loops as there are cores, with no environment variable
-    and no second device. Elsewhere the batch is one block.
+    and no second device. Elsewhere the batch is one block. A block has at least `least` rows.
     """
     b = jax.tree.leaves(arrays)[0].shape[0]
     if jax.default_backend() != "cpu" or b == 0:
         return solve(arrays)
     # Overheads of a step are shared by a block's signals: wide problems get more of them than the second-level cache
     # holds, within reason.
-    target = max(8, min(24, 4 * CACHE_FLOATS // floats_per_row), CACHE_FLOATS // floats_per_row)
+    target = max(least, min(24, 4 * CACHE_FLOATS // floats_per_row), CACHE_FLOATS // floats_per_row)
     count = -(-b // target)
     if count == 1:
         return solve(arrays)

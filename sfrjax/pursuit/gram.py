@@ -50,7 +50,7 @@ def pursue(problem: Problem, *, n_nonzero_coefs: int, selection: str, path: bool
         factor = jnp.where(new[:, None, :], (w + unit * root[:, None])[:, :, None], factor)
         coef = coef + z[:, None] * direction
         support = jnp.where(new, j[:, None], support)
-        floor = jnp.where((jnp.arange(n) == j[:, None]) & going[:, None], jnp.inf, floor)
+        floor = floor.at[jnp.arange(b), jnp.where(going, j, n)].set(jnp.inf, mode="drop")
         sq = jnp.maximum(sq - z * z, 0)
         # A chain of row reads that XLA fuses into one pass; a gather would write the rows out first.
         alpha = problem.correlations

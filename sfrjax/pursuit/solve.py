@@ -11,11 +11,12 @@ from jax import lax
 from sfrjax.pursuit.check import check_arrays, check_options, is_concrete
 from sfrjax.pursuit.code import SparseCode
 from sfrjax.pursuit.derivative import code_tangents
-from sfrjax.pursuit.dispatch import Options, Work, by_residual, in_gram_space
+from sfrjax.pursuit.dispatch import GRAM_BLOCK, Options, Work, by_residual, in_gram_space
 from sfrjax.pursuit.finish import finish_code, norms
 from sfrjax.pursuit.products import compute_dtype, gram_matrix
 
 COHERENT = 0.5  # mean absolute cosine of atoms from which a call that leaves the algorithm open gets the residual form
+WIDE = 512  # atoms of a shared dictionary from which on `gram` beats `rows` on a CPU (measured at 256 and 1024)
 STORED_ROWS = 1 << 28  # most numbers that `rows` may keep at once where there is no blocking (1 GiB in float32)
 
 
@@ -162,7 +163,8 @@ _solve = jax.jit(_code, static_argnums=0)
 
 def _algorithm(options: Options, s: int, available: int, per_dictionary: int, b: int, has_gram: bool) -> str:
     """By shape. Without a Gram matrix at hand, computing one costs `available` passes over the atoms where the residual
-    form needs s per signal. With one, `rows` is fastest but stores s x N numbers per signal.
+    form needs s per signal. With one, `rows` is fastest but stores s x N numbers per signal: where those outgrow the
+    cache (a wide dictionary on a CPU) or the memory, `gram` is, given signals enough to fill its larger blocks.
     """
     if options.selection == "non-negative":
         return "non-negative"
@@ -170,8 +172,9 @@ def _algorithm(options: Options, s: int, available: int, per_dictionary: int, b:
         return options.algorithm
     if not has_gram and available > per_dictionary * s:
         return "residual"
-    blocked = jax.default_backend() == "cpu"
-    return "rows" if blocked or b * s * available <= STORED_ROWS else "gram"
+    if jax.default_backend() == "cpu":
+        return "gram" if available >= WIDE and per_dictionary >= 2 * GRAM_BLOCK else "rows"
+    return "rows" if b * s * available <= STORED_ROWS else "gram"
 
 
 def _coherence(gram: jax.Array) -> jax.Array:

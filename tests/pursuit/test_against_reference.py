@@ -158,12 +158,13 @@ def test_long_signals_take_the_row_chain():
         np.testing.assert_allclose(error + fit, signals[:batch], atol=1e-4)
 
 
-def test_a_batch_of_many_blocks_equals_its_parts():
-    """Blocks and parallel loops, with a batch that no block size divides."""
+@pytest.mark.parametrize(("count", "algorithm"), [(256, "rows"), (512, None)])
+def test_a_batch_of_many_blocks_equals_its_parts(count, algorithm):
+    """Blocks and parallel loops, with a batch that no block size divides; a wide dictionary gets larger blocks."""
     rng = np.random.default_rng(8)
-    atoms = unit_atoms(rng, 256, 32)
+    atoms = unit_atoms(rng, count, 32)
     signals = rng.standard_normal((1009, 32)).astype(np.float32)
-    whole = omp(atoms, signals, n_nonzero_coefs=8, algorithm="rows")
+    whole = omp(atoms, signals, n_nonzero_coefs=8, algorithm=algorithm)
     for start in (0, 500, 1001):
         part = omp(atoms, signals[start : start + 8], n_nonzero_coefs=8, algorithm="rows")
         np.testing.assert_array_equal(whole.support[start : start + 8], part.support)
