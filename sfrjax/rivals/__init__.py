@@ -10,10 +10,10 @@ import numpy as np
 from sfrjax.backbones import Backbone, level_shapes
 from sfrjax.errors import SfrjaxError
 from sfrjax.features import Batch, extract
-from sfrjax.rivals import padim, patchcore
+from sfrjax.rivals import padim, patchcore, spade
 from sfrjax.settings import Level, Settings
 
-_MODULES: dict[str, Any] = {"padim": padim, "patchcore": patchcore}
+_MODULES: dict[str, Any] = {"padim": padim, "patchcore": patchcore, "spade": spade}
 
 
 @dataclass(frozen=True)

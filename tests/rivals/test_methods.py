@@ -16,7 +16,7 @@ from sfrjax.rivals import Rival
 from sfrjax.settings import RIVAL_LEVELS, Settings, preset
 from tests.test_cli import run
 
-RIVALS = ("padim", "patchcore")
+RIVALS = ("padim", "patchcore", "spade")
 
 
 @pytest.fixture(scope="module")
