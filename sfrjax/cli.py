@@ -89,7 +89,7 @@ def fit(
         quantile=quantile,
         seed=seed,
     )
-    from sfrjax.bank import save_bank
+    from sfrjax.bank_file import save_bank
     from sfrjax.files import output_folder
     from sfrjax.pipeline import fit as fit_bank
 
@@ -121,7 +121,7 @@ def predict(
     batch_size: BatchSize = BATCH_SIZE,
 ) -> None:
     """Localise anomalies: float32 maps at the original image size, overlays, scores."""
-    from sfrjax.bank import load_bank
+    from sfrjax.bank_file import load_bank
     from sfrjax.runs import predict_images
 
     if threshold is not None and (quantile is not None or not math.isfinite(threshold) or threshold < 0):
