@@ -175,7 +175,7 @@ def tensor_specs(shapes: dict[Level, LevelShape], settings: Settings, n_images: 
 
 
 def bank_bytes(backbone: Backbone, settings: Settings, n_images: int) -> int:
-    """Size in bytes of the bank's features and Gram matrices (all of it but a few bytes an image) before it is built."""
+    """Size in bytes of the features and Gram matrices (all but a few bytes an image) of a bank before it is built."""
     specs = bank_specs(backbone, settings, n_images)
     return sum(spec_bytes(spec) for name, spec in specs.items() if name.endswith((".atoms", ".gram")))
 

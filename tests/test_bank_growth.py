@@ -16,6 +16,7 @@ from sfrjax.errors import SfrjaxError
 from sfrjax.gram import fill_gram
 from sfrjax.pipeline import extend, fit, predict
 from sfrjax.settings import Settings
+from tests.test_cli import run
 
 SETTINGS = Settings(levels=(3,), s_ref=4, s=2)
 EVERY_KIND = [
@@ -138,3 +139,25 @@ def test_gram_tiles_match_float64(shape, dtype, monkeypatch):
     from_host = np.empty_like(out)
     fill_gram(from_host, atoms)
     np.testing.assert_array_equal(from_host, out)
+
+
+def test_the_command_line_extends_in_place_and_streams(capsys, nominal, tmp_path):
+    path, images = tmp_path / "bank", [str(image) for image in nominal]
+    small = ["--levels", "3", "--s-ref", "4", "--s", "2"]
+    assert run(capsys, "fit", *images[:5], "--out", path, *small)[0] == 0
+    assert run(capsys, "fit", *images[5:], "--extend", path)[0] == 0
+    assert run(capsys, "fit", *images, "--out", tmp_path / "once", *small)[0] == 0
+    assert path.read_bytes() == (tmp_path / "once").read_bytes()
+    status, _, err = run(capsys, "fit", images[2], "--extend", path)
+    assert status == 1
+    assert "2.png: the bank holds this image already" in err
+    status, _, err = run(capsys, "fit", images[2], "--extend", path, "--s", "3")
+    assert status == 1
+    assert "--s: the bank" in err
+    assert path.read_bytes() == (tmp_path / "once").read_bytes()
+    assert run(capsys, "fit", *images, "--out", tmp_path / "disk", "--stream", *small)[0] == 0
+    for bank, more in ((path, ()), (tmp_path / "disk", ("--stream",))):
+        assert run(capsys, "predict", bank, images[0], "--out", tmp_path / f"{bank.name}-out", *more)[0] == 0
+    status, _, err = run(capsys, "fit", *images)
+    assert status == 1
+    assert "--out is missing" in err
