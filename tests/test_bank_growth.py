@@ -116,7 +116,7 @@ def test_half_precision_is_kept_rounded_and_computed_with_in_float32(name, dtype
         np.testing.assert_array_equal(np.asarray(ours.atoms), np.asarray(theirs.atoms))
         rounded = np.asarray(ours.atoms).astype(np.float64)
         assert ours.gram.dtype == np.float32
-        np.testing.assert_allclose(ours.gram, rounded @ rounded.T, rtol=1e-6)
+        np.testing.assert_allclose(ours.gram, rounded @ rounded.T, rtol=4e-6)
     np.testing.assert_array_equal(np.asarray(plain.scoring[0].atoms).astype(dtype), np.asarray(bank.scoring[0].atoms))
     np.testing.assert_allclose(bank.nominal_scores, plain.nominal_scores, rtol=0.03)
     for ours, theirs in zip(
