@@ -66,7 +66,7 @@ def _read(atoms: jax.Array | np.ndarray, positions: slice, rows: slice, columns:
     else:
         sizes = tuple(s.stop - s.start for s in where)
         part = _slice(atoms, tuple(s.start for s in where), sizes=sizes)
-    return _padded(part)
+    return _padded(part, size=ROWS)
 
 
 @partial(jax.jit, static_argnames="sizes")
@@ -74,9 +74,9 @@ def _slice(atoms: jax.Array, starts: tuple[int, ...], *, sizes: tuple[int, ...])
     return jax.lax.dynamic_slice(atoms, starts, sizes)
 
 
-@jax.jit
-def _padded(part: jax.Array) -> jax.Array:
-    missing = ROWS - part.shape[-2]
+@partial(jax.jit, static_argnames="size")
+def _padded(part: jax.Array, *, size: int) -> jax.Array:
+    missing = size - part.shape[-2]
     return jnp.pad(part.astype(jnp.float32), [(0, 0)] * (part.ndim - 2) + [(0, missing), (0, 0)])
 
 
