@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sfrjax.backbones import load_backbone
-    from sfrjax.bank import Bank, load_bank, save_bank
+    from sfrjax.bank import Bank
+    from sfrjax.bank_file import load_bank, save_bank
     from sfrjax.check import check_dataset, check_images
     from sfrjax.datasets import load_dataset
     from sfrjax.errors import SfrjaxError
-    from sfrjax.pipeline import Prediction, evaluate, fit, localise, predict
+    from sfrjax.pipeline import Prediction, evaluate, extend, fit, localise, predict
     from sfrjax.pursuit import SparseCode, omp
     from sfrjax.runs import demo
     from sfrjax.settings import PRESETS, Settings
@@ -30,14 +31,15 @@ _HOME = {
     "check_images": "check",
     "demo": "runs",
     "evaluate": "pipeline",
+    "extend": "pipeline",
     "fit": "pipeline",
     "load_backbone": "backbones",
-    "load_bank": "bank",
+    "load_bank": "bank_file",
     "load_dataset": "datasets",
     "localise": "pipeline",
     "omp": "pursuit",
     "predict": "pipeline",
-    "save_bank": "bank",
+    "save_bank": "bank_file",
 }
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "check_images",
     "demo",
     "evaluate",
+    "extend",
     "fit",
     "load_backbone",
     "load_bank",

@@ -52,10 +52,18 @@ SaveMaps = Annotated[
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per step.")]
 
 
+Stream = Annotated[bool, typer.Option("--stream", help="Keep the bank on disk: for one larger than memory; slower.")]
+
+
 @app.command()
 def fit(
+    context: typer.Context,
     images: Annotated[list[Path], typer.Argument(help="Nominal images: files, or folders searched recursively.")],
-    out: Annotated[Path, typer.Option(help="The bank file to write.")],
+    out: Annotated[Path | None, typer.Option(help="The bank file to write.", show_default=False)] = None,
+    extend: Annotated[
+        Path | None, typer.Option(help="Add the images to this bank, which --out replaces if it is not given.")
+    ] = None,
+    stream: Stream = False,
     backbone: Backbone = DEFAULTS.backbone,
     weights: Weights = None,
     levels: Levels = None,
@@ -72,7 +80,7 @@ def fit(
     seed: Seed = DEFAULTS.seed,
     batch_size: BatchSize = BATCH_SIZE,
 ) -> None:
-    """Build a memory bank from nominal images."""
+    """Build a memory bank from nominal images, or add images to one."""
     settings = _settings(
         {},
         backbone=backbone,
@@ -89,21 +97,32 @@ def fit(
         quantile=quantile,
         seed=seed,
     )
-    from sfrjax.bank import save_bank
+    out = out or extend
+    if out is None:
+        raise SfrjaxError("--out is missing: give the name of the bank file to write")
+    from sfrjax import pipeline
+    from sfrjax.bank_file import load_bank, save_bank
     from sfrjax.files import output_folder
-    from sfrjax.pipeline import fit as fit_bank
 
     output_folder(out.parent)
     if out.is_dir():
         raise SfrjaxError(f"--out {out}: is a folder; give the name of a file")
-    bank = fit_bank(images, settings, weights=weights, batch_size=batch_size, progress=True)
-    save_bank(bank, out)
+    options: dict[str, Any] = {"weights": weights, "batch_size": batch_size, "progress": True}
+    options["stream"] = out if stream else None
+    if extend is None:
+        bank = pipeline.fit(images, settings, **options)
+    else:
+        old = load_bank(extend, stream=True)  # copied from disk, so that memory holds the new bank alone
+        _check_unchanged(extend, old.settings, settings, context)
+        bank = pipeline.extend(old, images, **options)
+    if not stream:
+        save_bank(bank, out)
     typer.echo(f"{out}: {bank.n_images} nominal images, {out.stat().st_size / 1e6:.0f} MB")
     typer.echo(
-        f"Threshold: {bank.threshold:.4g}, which {quantile:.1%} of good images should pass (from the scores of "
-        f"{len(bank.nominal_scores)} nominal images, each left out of the bank)"
+        f"Threshold: {bank.threshold:.4g}, which {bank.settings.quantile:.1%} of good images should pass (from the "
+        f"scores of {len(bank.nominal_scores)} nominal images, each left out of the bank)"
     )
-    typer.echo(f"Next: sfrjax predict {out} YOUR_IMAGES --out results")
+    typer.echo(f"Next: sfrjax predict {out} YOUR_IMAGES --out results{' --stream' if stream else ''}")
 
 
 @app.command()
@@ -117,16 +136,17 @@ def predict(
     threshold: Annotated[
         float | None, typer.Option(help="Score above which an image is anomalous, instead of --quantile.")
     ] = None,
+    stream: Stream = False,
     weights: Weights = None,
     batch_size: BatchSize = BATCH_SIZE,
 ) -> None:
     """Localise anomalies: float32 maps at the original image size, overlays, scores."""
-    from sfrjax.bank import load_bank
+    from sfrjax.bank_file import load_bank
     from sfrjax.runs import predict_images
 
     if threshold is not None and (quantile is not None or not math.isfinite(threshold) or threshold < 0):
         raise SfrjaxError(f"--threshold {threshold}: give a number >= 0, and not --quantile besides")
-    loaded = load_bank(bank)
+    loaded = load_bank(bank, stream=stream)
     options: dict[str, Any] = {"weights": weights, "batch_size": batch_size, "progress": True}
     options |= {"quantile": quantile, "threshold": threshold, "command": _given()}
     run = predict_images(loaded, images, out, **options)
@@ -290,6 +310,17 @@ def _settings(preset: dict[str, Any], *, levels: str | None, reference: str | No
 def _given() -> str:
     """The command line as it was typed."""
     return shlex.join(["sfrjax", *sys.argv[1:]])
+
+
+def _check_unchanged(bank: Path, built_with: Settings, given: Settings, context: typer.Context) -> None:
+    """Raise SfrjaxError for an option on the command line that contradicts the bank to extend."""
+    for name in Settings.__dataclass_fields__:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and getattr(given, name) != getattr(built_with, name):
+            raise SfrjaxError(
+                f"--{name.replace('_', '-')}: the bank {bank} was built with {getattr(built_with, name)}, which cannot "
+                "be changed by adding images; leave the option out, or fit anew"
+            )
 
 
 def _repeat_option(arguments: list[str], option: str) -> list[str]:

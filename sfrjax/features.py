@@ -1,10 +1,7 @@
 """Images on disk -> fixed-size batches -> features. Decoding runs beside the computation, a few images ahead of it."""
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sfrjax.backbones import Backbone, Preprocess, forward
+from sfrjax.background import ahead
 from sfrjax.datasets.images import read_image
 from sfrjax.errors import SfrjaxError
 from sfrjax.settings import Level
@@ -74,26 +72,17 @@ def image_batches(
 
 
 def _decode(
-    paths: Iterable[Path], size: int, ahead: int, skipped: list[Skipped] | None
+    paths: Iterable[Path], size: int, most: int, skipped: list[Skipped] | None
 ) -> Iterator[tuple[Path, np.ndarray, tuple[int, int]]]:
-    remaining = iter(paths)
-    with ThreadPoolExecutor(DECODERS, thread_name_prefix="decode") as pool:
-        pending = deque((path, pool.submit(read_image, path, size)) for path in islice(remaining, ahead))
+    for path, future in ahead(partial(read_image, size=size), paths, threads=DECODERS, most=most):
         try:
-            while pending:
-                path, future = pending.popleft()
-                pending.extend((nxt, pool.submit(read_image, nxt, size)) for nxt in islice(remaining, 1))
-                try:
-                    image, shape = future.result()
-                except SfrjaxError as error:
-                    if skipped is None:
-                        raise
-                    skipped.append(Skipped(path, str(error)))
-                    continue
-                yield path, image, shape
-        finally:
-            for _, future in pending:
-                future.cancel()
+            image, shape = future.result()
+        except SfrjaxError as error:
+            if skipped is None:
+                raise
+            skipped.append(Skipped(path, str(error)))
+            continue
+        yield path, image, shape
 
 
 @partial(jax.jit, static_argnames=("graphdef", "preprocess", "levels", "neighbourhood"))

@@ -3,29 +3,29 @@
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sfrjax.backbones import Backbone, load_backbone
-from sfrjax.bank import Bank, bank_bytes, build_bank
+from sfrjax.bank import Bank, bank_bytes, bank_specs, build_bank, new_about
+from sfrjax.bank_file import load_bank, new_bank_file
 from sfrjax.datasets import Category
 from sfrjax.datasets.images import image_shape, list_images, read_mask
 from sfrjax.errors import SfrjaxError
 from sfrjax.features import Batch, Skipped, extract, image_batches
+from sfrjax.memory import free_bytes
 from sfrjax.metrics import Pro, Roc, pro, roc
+from sfrjax.progress import tracked
 from sfrjax.reconstruction import residual_norms
 from sfrjax.rivals import Rival, fit_bytes, fit_rival, score_rival
 from sfrjax.scoring import Region, anomaly_maps, find_regions, resize_map, threshold_from_nominal
 from sfrjax.settings import BATCH_SIZE, Settings
-
-T = TypeVar("T")
 
 
 class Prediction(NamedTuple):
@@ -115,9 +115,10 @@ def fit(
     weights: str | Path | None = None,
     backbone: Backbone | None = None,
     batch_size: int = BATCH_SIZE,
+    stream: str | Path | None = None,
     progress: bool = False,
 ) -> Bank:
-    """Build a memory bank from nominal images.
+    """Build a memory bank from nominal images, in natural order of the paths (`im2` before `im10`).
 
     Images stream through in batches; memory holds the bank and a few batches.
 
@@ -127,18 +128,21 @@ def fit(
         weights: file of network weights; the network's own, by name, where None.
         backbone: a network loaded for settings.feature_levels, instead of loading one here.
         batch_size: images per step.
-        progress: say how large the bank will be and show a progress bar, on standard error.
+        stream: for a bank larger than memory: the bank file, which is written straight to disk and stays there, the
+            result being `load_bank(stream, stream=True)`.
+        progress: say how large the bank will be and show progress bars, on standard error.
 
     Raises:
-        SfrjaxError: no images, an unreadable image (named), s_ref > N, a level that the backbone lacks,
-            a problem with the weights, or settings of another method than SFR.
+        SfrjaxError: no images, an unreadable image (named), s_ref > N, a level that the backbone lacks, a bank larger
+            than the free memory, a problem with the weights, or settings of another method than SFR.
     """
     settings = settings or Settings()
     if settings.method != "sfr":
         raise SfrjaxError(f"only SFR has a memory bank to keep, not {settings.method}; it can be evaluated")
-    bank = fit_method(images, settings, weights=weights, backbone=backbone, batch_size=batch_size, progress=progress)
-    assert isinstance(bank, Bank)
-    return bank
+    paths = list_images(images)
+    settings.check_bank_size(len(paths), os.path.commonpath([path.absolute().parent for path in paths]))
+    backbone = _network(settings, backbone, weights)
+    return _build(backbone, settings, paths, None, batch_size, stream, progress)
 
 
 def fit_method(
@@ -159,21 +163,74 @@ def fit_method(
         SfrjaxError: as in `fit`.
     """
     settings = settings or Settings()
+    if settings.method == "sfr":
+        return fit(images, settings, weights=weights, backbone=backbone, batch_size=batch_size, progress=progress)
     paths = list_images(images)
     settings.check_bank_size(len(paths), os.path.commonpath([path.absolute().parent for path in paths]))
     backbone = _network(settings, backbone, weights)
-    sfr = settings.method == "sfr"
-    size = (bank_bytes if sfr else fit_bytes)(backbone, settings, len(paths))
+    size = fit_bytes(backbone, settings, len(paths))
     if progress:
-        what = "Memory bank" if sfr else f"Fitting {settings.method}"
-        print(f"{what}: {len(paths)} nominal images, {size / 1e6:.0f} MB", file=sys.stderr)
-    _check_memory(size)
-    batch_size = min(batch_size, len(paths))
+        print(f"Fitting {settings.method}: {len(paths)} nominal images, {size / 1e6:.0f} MB", file=sys.stderr)
+    check_memory(size)
+    return fit_rival(backbone, settings, _nominal(paths, settings, min(batch_size, len(paths)), progress), len(paths))
+
+
+def extend(
+    bank: Bank,
+    images: str | Path | Sequence[str | Path],
+    *,
+    weights: str | Path | None = None,
+    backbone: Backbone | None = None,
+    batch_size: int = BATCH_SIZE,
+    stream: str | Path | None = None,
+    progress: bool = False,
+) -> Bank:
+    """Add nominal images to a bank: the bank that `fit` gives for the old images followed by the new ones, bit for bit.
+
+    Only the new images go through the network, and only their rows of the Gram matrices are computed; the leave-one-out
+    scores, and with them the threshold, are computed anew. Memory holds both banks, unless the old one is streamed.
+
+    Args:
+        bank: from `fit` or `load_bank`; left as it is.
+        images: the new ones, a folder or files and folders, in natural order of the paths.
+        weights, backbone, batch_size, stream, progress: as in `fit`.
+
+    Raises:
+        SfrjaxError: as `fit`; other weights than the bank's; an image that is in the bank already.
+    """
+    backbone = _network(bank.settings, backbone, weights)
+    bank.check(backbone, bank.settings)
+    return _build(backbone, bank.settings, list_images(images), bank, batch_size, stream, progress)
+
+
+def _build(
+    backbone: Backbone,
+    settings: Settings,
+    paths: Sequence[Path],
+    base: Bank | None,
+    batch_size: int,
+    stream: str | Path | None,
+    progress: bool,
+) -> Bank:
+    names = (*(() if base is None else base.images), *(path.name for path in paths))
+    size = bank_bytes(backbone, settings, len(names))
+    if progress:
+        print(f"Memory bank: {len(names)} nominal images, {size / 1e6:.0f} MB", file=sys.stderr)
+    batch_size = min(batch_size, len(names))
+    batches = _nominal(paths, settings, batch_size, progress)
+    build = partial(build_bank, backbone, settings, batches, paths, batch_size, base=base, progress=progress)
+    if stream is None:
+        check_memory(size)
+        return build()
+    specs = bank_specs(backbone, settings, len(names))
+    with new_bank_file(stream, new_about(backbone, settings, names), specs) as allocate:
+        build(allocate=allocate)
+    return load_bank(stream, stream=True)
+
+
+def _nominal(paths: Sequence[Path], settings: Settings, batch_size: int, progress: bool) -> Iterator[Batch]:
     batches = image_batches(paths, size=settings.image_size, batch_size=batch_size)
-    tracked = _tracked(batches, "Fitting", len(paths), lambda batch: len(batch.paths), shown=progress)
-    if sfr:
-        return build_bank(backbone, settings, tracked, len(paths), batch_size)
-    return fit_rival(backbone, settings, tracked, len(paths))
+    return tracked(batches, "Fitting", len(paths), lambda batch: len(batch.paths), shown=progress)
 
 
 def predict(
@@ -215,7 +272,7 @@ def predict(
     if threshold is None and isinstance(bank, Bank):
         threshold = threshold_from_nominal(bank.nominal_scores, settings.quantile)
     predictions = _predictions(bank, backbone, settings, batches, threshold)
-    yield from _tracked(predictions, "Predicting", len(paths), lambda _: 1, shown=progress)
+    yield from tracked(predictions, "Predicting", len(paths), lambda _: 1, shown=progress)
 
 
 def localise(
@@ -348,15 +405,13 @@ def _network(settings: Settings, backbone: Backbone | None, weights: str | Path 
     return backbone
 
 
-def _check_memory(size: int) -> None:
-    """Raise SfrjaxError where `size` bytes cannot be had; accelerators say so themselves."""
-    if jax.default_backend() != "cpu" or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if size > memory:
+def check_memory(size: int) -> None:
+    """Raise SfrjaxError where `size` bytes are more than the memory that is free now."""
+    free = free_bytes()
+    if free is not None and size > free:
         raise SfrjaxError(
-            f"the fit would need {size / 1e9:.1f} GB of memory, and this machine has {memory / 1e9:.1f} GB; "
-            "give fewer nominal images, fewer or deeper --levels, or a smaller --backbone"
+            f"the fit would need {size / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB of memory are free; give "
+            "--atoms-dtype float16, --stream, fewer nominal images, fewer or deeper --levels, or a smaller --backbone"
         )
 
 
@@ -382,16 +437,3 @@ def _collect(batch: Batch, maps: jax.Array, scores: jax.Array, threshold: float 
             regions = find_regions(anomaly_map, threshold, shape)
             prediction = prediction._replace(anomalous=bool(regions), regions=regions)
         yield prediction
-
-
-def _tracked(
-    items: Iterable[T], description: str, total: int, amount: Callable[[T], int], *, shown: bool
-) -> Iterator[T]:
-    """Pass items on while a progress bar with an estimate of the time left follows them, on standard error."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as progress:
-        task = progress.add_task(description, total=total)
-        for item in items:
-            yield item
-            progress.advance(task, amount(item))
-        progress.update(task, completed=total)  # what was skipped is done, too

@@ -1,11 +1,13 @@
 """Test features -> residual norms: what the nominal images cannot reconstruct (Algorithm 1, Eq. 3-5)."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from sfrjax import streaming
 from sfrjax.pursuit import SparseCode, omp, residual
 from sfrjax.sampling import random_support, subspace_support
 from sfrjax.settings import Settings
@@ -14,13 +16,14 @@ from sfrjax.settings import Settings
 class Dictionary(NamedTuple):
     """Nominal features of one level, ready for the pursuit.
 
-    atoms: float32 [N, h*w*c] in full mode; [h*w, N, c] in pixel mode, a dictionary for each position.
+    atoms: jax.Array [N, h*w*c] in full mode; [h*w, N, c] in pixel mode, a dictionary for each position. float32, or
+        half precision, computed with in float32. A NumPy array is a map of a file, read as needed (see `streaming`).
     gram: atoms @ atoms.T, float32 [N, N] or [h*w, N, N]; None in pixel mode with sampling, where the few atoms
         that sampling keeps make it cheaper to form than to look up.
     """
 
-    atoms: jax.Array
-    gram: jax.Array | None
+    atoms: Any
+    gram: Any
 
     @property
     def n_images(self) -> int:
@@ -52,12 +55,20 @@ def residual_norms(
     Returns:
         per scoring level, float32 [B, h, w]: the L2 norm over channels of the residual.
     """
-    support = _support(scoring[0].n_images, reference, reference_features, allowed, settings)
-    solve = _full_vector if settings.mode == "full" else _per_pixel
-    return tuple(
-        solve(dictionary, y, support, s=settings.s, eps=settings.eps)
-        for dictionary, y in zip(scoring, features, strict=True)
+    if reference is not None and isinstance(reference.atoms, np.ndarray):
+        assert reference_features is not None
+        signals = reference_features.reshape(len(reference_features), -1)
+        support = streaming.choose(*reference, signals, allowed, s=settings.s_ref, eps=settings.eps)
+    else:
+        support = _support(scoring[0].n_images, reference, reference_features, allowed, settings)
+    in_memory, streamed = (
+        (_full_vector, streaming.solve_vectors) if settings.mode == "full" else (_per_pixel, streaming.solve_positions)
     )
+    norms = []
+    for dictionary, y in zip(scoring, features, strict=True):
+        solve = partial(streamed, in_memory) if isinstance(dictionary.atoms, np.ndarray) else in_memory
+        norms.append(solve(*dictionary, y, support, s=settings.s, eps=settings.eps))
+    return tuple(norms)
 
 
 @partial(jax.jit, static_argnames=("n_images", "settings"))
@@ -83,23 +94,23 @@ def _support(
 
 
 def _full_vector(
-    dictionary: Dictionary, features: jax.Array, support: jax.Array | None, *, s: int, eps: float
+    atoms: jax.Array, gram: jax.Array, features: jax.Array, support: jax.Array | None, *, s: int, eps: float
 ) -> jax.Array:
     signals = features.reshape(len(features), -1)
     if support is not None:
         support = jnp.broadcast_to(support, (len(signals), support.shape[-1]))
-    code = _pursue(dictionary, signals, support, s=s, eps=eps)
-    return _channel_norms(residual(dictionary.atoms, signals, code).reshape(features.shape))
+    code = _pursue(atoms, gram, signals, support, s=s, eps=eps)
+    return _channel_norms(residual(atoms, signals, code).reshape(features.shape))
 
 
 def _per_pixel(
-    dictionary: Dictionary, features: jax.Array, support: jax.Array | None, *, s: int, eps: float
+    atoms: jax.Array, gram: jax.Array | None, features: jax.Array, support: jax.Array | None, *, s: int, eps: float
 ) -> jax.Array:
     batch, height, width, channels = features.shape
     signals = features.reshape(batch, height * width, channels)
     if support is not None:
         support = jnp.broadcast_to(support[:, None], (*signals.shape[:2], support.shape[-1]))
-    return _pursue(dictionary, signals, support, s=s, eps=eps).residual_norm.reshape(batch, height, width)
+    return _pursue(atoms, gram, signals, support, s=s, eps=eps).residual_norm.reshape(batch, height, width)
 
 
 @jax.jit
@@ -108,14 +119,16 @@ def _channel_norms(error: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames=("s", "eps"))
-def _pursue(dictionary: Dictionary, signals: jax.Array, support: jax.Array | None, *, s: int, eps: float) -> SparseCode:
+def _pursue(
+    atoms: jax.Array, gram: jax.Array | None, signals: jax.Array, support: jax.Array | None, *, s: int, eps: float
+) -> SparseCode:
     """Algorithm 1: signed choice among unnormalised atoms (Eq. 3)."""
     return omp(
-        dictionary.atoms,
+        atoms,
         signals,
         n_nonzero_coefs=s,
         tol=eps,
         selection="signed",
-        gram=dictionary.gram,
+        gram=gram,
         candidates=support,
     )

@@ -3,10 +3,12 @@
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sfrjax.backbones import load_backbone
+from sfrjax.background import ahead
 from sfrjax.bank import Bank
 from sfrjax.datasets import load_dataset
 from sfrjax.datasets.demo import write_demo_set
@@ -22,8 +24,9 @@ from sfrjax.page import (
     write_prediction_page,
 )
 from sfrjax.page.gallery import Tile, prediction_tile, thumbnails, worst_first
-from sfrjax.pipeline import Detection, Metrics, check_category, evaluate, predict
+from sfrjax.pipeline import Detection, Metrics, Prediction, check_category, evaluate, predict
 from sfrjax.report import (
+    Pictures,
     contact_sheet,
     draw,
     evaluation_results,
@@ -39,6 +42,9 @@ from sfrjax.report import (
 )
 from sfrjax.scoring import calibrated, threshold_from_nominal
 from sfrjax.settings import BATCH_SIZE, Settings
+
+# Threads that draw and write beside the computation.
+WRITERS = 2
 
 
 @dataclass(frozen=True)
@@ -145,30 +151,15 @@ def predict_images(
     run = PredictionRun(threshold, [], [])
     tiles: list[tuple[float, int, Tile]] = []  # a heap, of the images with the highest scores
     options: dict[str, Any] = {"weights": weights, "batch_size": batch_size, "progress": progress}
-    for prediction in predict(bank, paths, settings, threshold=threshold, skipped=run.skipped, **options):
-        map_path = Path("maps", f"{stems[prediction.path]}.tiff")
-        calibrated_path = Path("calibrated", f"{stems[prediction.path]}.tiff")
-        overlay_path = Path("overlays", f"{stems[prediction.path]}.png")
+    predictions = predict(bank, paths, settings, threshold=threshold, skipped=run.skipped, **options)
+    write = partial(_write_outputs, out, stems, threshold)
+    for prediction, written in ahead(write, predictions, threads=WRITERS, most=2 * WRITERS):
         try:
-            pictures = draw(prediction, threshold)
-        except SfrjaxError as error:  # the image was there for the map, and is no more
+            row, pictures = written.result()
+        except _Vanished as error:
             run.skipped.append(Skipped(prediction.path, str(error)))
             continue
-        write_map(out / map_path, prediction.anomaly_map)
-        write_map(out / calibrated_path, calibrated(prediction.anomaly_map, threshold))
-        write_picture(out / overlay_path, side_by_side(pictures))
-        run.rows.append(
-            {
-                "image": str(prediction.path),
-                "score": prediction.score,
-                "calibrated_score": float(calibrated(prediction.score, threshold)),
-                "anomalous": prediction.anomalous,
-                "regions": [region._asdict() for region in prediction.regions],
-                "map": map_path.as_posix(),
-                "calibrated_map": calibrated_path.as_posix(),
-                "overlay": overlay_path.as_posix(),
-            }
-        )
+        run.rows.append(row)
         if len(tiles) < MAX_TILES or prediction.score > tiles[0][0]:
             tile = prediction_tile(run.rows[-1], threshold, thumbnails(*pictures))
             heapq.heappush(tiles, (prediction.score, -len(run.rows), tile))
@@ -179,6 +170,37 @@ def predict_images(
     shown = [tile for _, _, tile in tiles]
     write_prediction_page(out / "report.html", scores, shown, bank.nominal_scores, command=command)
     return run
+
+
+class _Vanished(SfrjaxError):
+    """An image that was there for its map, and is no more."""
+
+
+def _write_outputs(
+    out: Path, stems: dict[Path, Path], threshold: float, prediction: Prediction
+) -> tuple[dict[str, Any], Pictures]:
+    """Write the maps and the overlay of one image; its row of scores.json, and the pictures drawn."""
+    files = {
+        "map": Path("maps", f"{stems[prediction.path]}.tiff"),
+        "calibrated_map": Path("calibrated", f"{stems[prediction.path]}.tiff"),
+        "overlay": Path("overlays", f"{stems[prediction.path]}.png"),
+    }
+    try:
+        pictures = draw(prediction, threshold)
+    except SfrjaxError as error:
+        raise _Vanished(str(error)) from error
+    write_map(out / files["map"], prediction.anomaly_map)
+    write_map(out / files["calibrated_map"], calibrated(prediction.anomaly_map, threshold))
+    write_picture(out / files["overlay"], side_by_side(pictures))
+    row = {
+        "image": str(prediction.path),
+        "score": prediction.score,
+        "calibrated_score": float(calibrated(prediction.score, threshold)),
+        "anomalous": prediction.anomalous,
+        "regions": [region._asdict() for region in prediction.regions],
+        **{kind: path.as_posix() for kind, path in files.items()},
+    }
+    return row, pictures
 
 
 def demo(out: str | Path = "sfrjax-demo", *, progress: bool = False) -> EvaluationRun:

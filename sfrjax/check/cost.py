@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sfrjax.backbones import untrained_backbone
-from sfrjax.bank import CALIBRATION_IMAGES, GRAM_COLUMNS, bank_bytes
+from sfrjax.bank import CALIBRATION_IMAGES, bank_bytes
 from sfrjax.features import DECODERS, extract
+from sfrjax.gram import COLUMNS
 from sfrjax.settings import BATCH_SIZE, Settings
 
 # Bytes per second at which the pursuits that set the threshold pass through the bank; assumed, not measured.
@@ -44,6 +45,7 @@ def fit_cost(settings: Settings, n_images: int, decoding: float) -> Cost:
     """
     backbone = untrained_backbone(settings.backbone, levels=settings.feature_levels, dtype=settings.dtype)
     size = bank_bytes(backbone, settings, n_images)
+    itemsize = 4 if settings.atoms_dtype == "float32" else 2
     batch = min(BATCH_SIZE, n_images)
     shape = (batch, settings.image_size, settings.image_size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -53,11 +55,12 @@ def fit_cost(settings: Settings, n_images: int, decoding: float) -> Cost:
 
     compilation = _seconds(run)
     network = min(_seconds(run), _seconds(run)) / batch
-    block = jnp.zeros((min(n_images, 512), GRAM_COLUMNS), jnp.float32)
+    block = jnp.zeros((min(n_images, 512), COLUMNS), jnp.float32)
     product = jax.jit(lambda x: jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST))
     _seconds(lambda: product(block))
-    # A Gram matrix is n^2 multiplications for each of the bank's columns, of which there are size / (4 n).
-    gram = _seconds(lambda: product(block)) / (block.shape[0] ** 2 * GRAM_COLUMNS) * n_images * size / 4
+    # A Gram matrix is n^2 / 2 multiplications for each of the bank's columns, of which there are about
+    # size / (n itemsize).
+    gram = _seconds(lambda: product(block)) / (block.shape[0] ** 2 * COLUMNS) * n_images * size / itemsize / 2
     calibration = min(n_images, CALIBRATION_IMAGES) / batch * 2 * size / BANK_RATE
     decode = decoding / min(DECODERS, os.cpu_count() or 1)
     seconds = compilation + n_images * max(network, decode) + gram + calibration

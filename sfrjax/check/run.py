@@ -14,7 +14,8 @@ from sfrjax.check.report import SEVERITIES, Finding, Item, Report
 from sfrjax.datasets.images import Inspection, inspect_image, list_images
 from sfrjax.datasets.layouts import Category, Problem, survey_dataset
 from sfrjax.errors import SfrjaxError
-from sfrjax.pipeline import _check_memory, _tracked
+from sfrjax.pipeline import check_memory
+from sfrjax.progress import tracked
 from sfrjax.settings import Settings
 from sfrjax.weights.fetch import find, local_path
 
@@ -82,7 +83,7 @@ def _report(category: Category, settings: Settings, weights: str | Path | None, 
     if len(category.train) > 1:
         cost = fit_cost(settings, len(category.train), decoding)
         try:
-            _check_memory(cost.bank_bytes)
+            check_memory(cost.bank_bytes)
         except SfrjaxError as error:
             findings.append(Finding("error", "memory", str(error)))
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
@@ -93,7 +94,7 @@ def _report(category: Category, settings: Settings, weights: str | Path | None, 
 
 def _in_parallel(function: Callable[[T], R], items: Sequence[T], description: str, progress: bool) -> Iterator[R]:
     with ThreadPoolExecutor(_threads(), thread_name_prefix="check") as pool:
-        yield from _tracked(pool.map(function, items), description, len(items), lambda _: 1, shown=progress)
+        yield from tracked(pool.map(function, items), description, len(items), shown=progress)
 
 
 def _threads() -> int:

@@ -12,6 +12,7 @@ from sfrjax.pursuit.code import SparseCode
 # Float32 products are tf32 or bfloat16 by default on accelerators, and a greedy choice amplifies that.
 HIGHEST = lax.Precision.HIGHEST
 UNROLLED = 16  # signals whose long row chains are compiled one by one
+HALF_BLOCK = 1 << 22  # most numbers of a block of half-precision atoms in working precision (16 MB)
 LONG = 1 << 15  # from this many entries on, one signal's row chain keeps all cores busy
 
 
@@ -29,6 +30,9 @@ def gram_matrix(atoms: jax.Array, dtype: jnp.dtype) -> jax.Array:
 def shared_correlations(atoms: jax.Array, signals: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """`Y X^T` `[B, N]` for atoms `[N, D]` and signals `[B, D]`, reading the atoms once."""
     batch, width = signals.shape
+    rows = max(1, HALF_BLOCK // width)
+    if atoms.dtype.itemsize == 2 and len(atoms) > rows:
+        return _half_precision_correlations(atoms, signals, dtype, rows)
     atoms, signals = atoms.astype(dtype), signals.astype(dtype)
     if batch == 1 and width % 16 == 0:
         # A matrix-vector product on a CPU runs on one core; this contraction is split over all, at memory speed.
@@ -37,6 +41,19 @@ def shared_correlations(atoms: jax.Array, signals: jax.Array, dtype: jnp.dtype) 
     product = jnp.dot(atoms, signals.T, precision=HIGHEST)
     # Without the barrier XLA folds the transpose into the product and picks an orientation ten times slower.
     return lax.optimization_barrier(product).T
+
+
+def _half_precision_correlations(atoms: jax.Array, signals: jax.Array, dtype: jnp.dtype, rows: int) -> jax.Array:
+    """Converted a block at a time: at once, the copy would undo what half precision saves, and be slower besides."""
+
+    def block(part: jax.Array) -> jax.Array:
+        # The barrier keeps the conversion out of the product, where it would be repeated for every signal.
+        return shared_correlations(lax.optimization_barrier(part.astype(dtype)), signals, dtype)
+
+    whole = len(atoms) // rows
+    parts = lax.map(lambda i: block(lax.dynamic_slice_in_dim(atoms, i * rows, rows)), jnp.arange(whole))
+    first = parts.swapaxes(0, 1).reshape(len(signals), whole * rows)
+    return jnp.concatenate([first, block(atoms[whole * rows :])], axis=1) if len(atoms) % rows else first
 
 
 def own_correlations(atoms: jax.Array, signals: jax.Array, dtype: jnp.dtype) -> jax.Array:
