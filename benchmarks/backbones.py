@@ -1,10 +1,14 @@
-"""Backbones against torch on this machine's CPU: `python benchmarks/backbones.py [--json FILE]`.
+"""Backbones against torch on this machine's CPU: `python benchmarks/backbones.py [--json FILE]`; some four minutes.
 
 Speed: the forward pass (uint8 pixels in, levels 1-4 out, preprocessing included), sfrjax and torch alternating. torch
 runs with BatchNorm folded and in whichever memory layout is faster, sfrjax as it is. Random parameters, so that no
 download is needed; the largest relative difference between the two is printed beside the times.
 Loading: peak memory above the interpreter's own, over the size of the file.
-Start: seconds from a new process to the first features, without and with JAX's persistent compilation cache.
+Start: seconds from a new process to the first features, without and with JAX's persistent compilation cache; the rows
+of the speed table have the same for the compilation alone.
+
+`--metrics` instead measures what bfloat16 does to the final metrics, on the real bottle images in ../shared/data (or
+$SFRJAX_DATA), with the paper's settings: each network in float32 and in bfloat16. A CPU takes minutes for it.
 """
 
 import argparse
@@ -13,11 +17,13 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -61,7 +67,12 @@ print(time.perf_counter() - start)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the rows to this file too")
+    parser.add_argument("--metrics", action="store_true", help="bfloat16's effect on the metrics, instead of speed")
     arguments = parser.parse_args()
+    if arguments.metrics:
+        machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "jax": jax.__version__}
+        report({"machine": machine, "rows": measure_metrics()}, arguments.json)
+        return
     if importlib.util.find_spec("torch") is None:
         sys.exit("torch is not installed, and this benchmark compares with it: pip install 'sfrjax[benchmark]'")
 
@@ -70,18 +81,37 @@ def main() -> None:
         speed = [measure(name, batch, repeats, files[name]) for name, batch, repeats in RUNS]
         loading = [measure_loading(name, kind, file) for name in files for kind, file in formats(files[name])]
         start = [measure_start(name, files[name], Path(folder)) for name in ("efficientnet_lite0", "resnet50")]
-    result = {
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "jax": jax.__version__, "torch": torch_version()},
-        "rows": speed,
-        "loading": loading,
-        "start": start,
-    }
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["machine"]))
-    for rows in (start, loading, speed):
-        print_table(rows)
+    for row in speed:
+        row["load_peak_over_file"] = max(r["peak_over_file"] for r in loading if r["backbone"] == row["backbone"])
+    machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "jax": jax.__version__, "torch": torch_version()}
+    report({"machine": machine, "rows": speed, "loading": loading, "start": start}, arguments.json)
+
+
+def report(result: dict[str, object], file: Path | None) -> None:
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(result, indent=1) + "\n")
+    for part in result.values():
+        print(json.dumps(part)) if isinstance(part, dict) else print_table(part)
+
+
+def measure_metrics() -> list[dict[str, object]]:
+    """Rows of metrics in percent: each network in both dtypes."""
+    from sfrjax import PRESETS, Settings, evaluate, load_dataset
+
+    data = Path(os.environ.get("SFRJAX_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not data.is_dir():
+        sys.exit(f"{data} not found: put the data there, or name its folder in SFRJAX_DATA")
+    category = load_dataset("mvtec", data / "mvtec", ["bottle"])[0]
+    rows = []
+    for name, weights in (("efficientnet_lite0", None), ("resnet50", data / "weights/resnet50_v1_caffe.safetensors")):
+        for dtype in ("float32", "bfloat16"):
+            settings = Settings(**{**PRESETS["mvtec"], "backbone": name, "dtype": dtype})
+            metrics = evaluate(category, settings, weights=weights).metrics
+            percent = {key: 100 * value for key, value in metrics._asdict().items() if value is not None}
+            rows.append({"category": "bottle", "backbone": name, "dtype": dtype, **percent})
+            print(rows[-1], file=sys.stderr)
+    return rows
 
 
 def save_random(name: str, folder: Path) -> Path:
@@ -114,9 +144,8 @@ def measure(name: str, batch: int, repeats: int, weights: Path) -> dict[str, obj
     backbone = load_backbone(name, levels=LEVELS, weights=weights)
     static = (backbone.graphdef, backbone.preprocess, backbone.levels)
     run = jax.jit(lambda state, x: forward(static[0], state, static[1], static[2], x))
-    start = time.perf_counter()
-    features = jax.block_until_ready(run(backbone.state, images))
-    compile_s = time.perf_counter() - start
+    compile_s, compile_cached_s = compile_seconds(lambda: jax.block_until_ready(run(backbone.state, images)))
+    features = run(backbone.state, images)
 
     model = reference().folded(reference().build(name))
     layouts = (torch.contiguous_format, torch.channels_last)
@@ -145,8 +174,29 @@ def measure(name: str, batch: int, repeats: int, weights: Path) -> dict[str, obj
         truth = expected[level].permute(0, 2, 3, 1).numpy()
         errors.append(float(np.abs(np.asarray(features[level]) - truth).max() / np.abs(truth).max()))
     row = {"backbone": name, "batch": batch, "sfrjax_s": statistics.median(ours), "torch_s": statistics.median(theirs)}
-    row |= {"ratio": row["sfrjax_s"] / row["torch_s"], "max_relative_error": max(errors), "compile_s": compile_s}
+    row |= {"ratio": row["sfrjax_s"] / row["torch_s"], "max_relative_error": max(errors)}
+    row |= {"compile_s": compile_s, "compile_cached_s": compile_cached_s}
     return row | {"torch_layout": str(layout).removeprefix("torch."), "repeats": repeats, "cores_taken": cores_taken}
+
+
+def compile_seconds(run: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of the first call (tracing and one run included), and of a first call that finds a persistent cache."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    folder = tempfile.mkdtemp()
+    options = {"compilation_cache_dir": folder, "persistent_cache_min_compile_time_secs": 0.5}
+    before = {option: getattr(jax.config, f"jax_{option}") for option in options}
+    for option, value in options.items():
+        jax.config.update(f"jax_{option}", value)
+    compilation_cache.reset_cache()
+    first = seconds(run)
+    jax.clear_caches()
+    second = seconds(run)
+    for option, value in before.items():
+        jax.config.update(f"jax_{option}", value)
+    compilation_cache.reset_cache()
+    shutil.rmtree(folder, ignore_errors=True)
+    return first, second
 
 
 class CpuOfOthers:

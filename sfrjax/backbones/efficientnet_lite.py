@@ -1,12 +1,13 @@
 """EfficientNet-Lite (arXiv 1905.11946 without squeeze-and-excitation, with ReLU6), BatchNorm folded."""
 
+import functools
 import math
 from dataclasses import dataclass
 
 import jax
 from flax import nnx
 
-from sfrjax.backbones.layers import Conv, DepthwiseConv
+from sfrjax.backbones.layers import Conv, DepthwiseConv, by_images
 from sfrjax.backbones.preprocess import EFFICIENTNET_LITE, Preprocess
 
 # Blocks of the seven stages: repeats, kernel size, stride, expansion, output channels (at width 1).
@@ -97,9 +98,8 @@ class InvertedResidual(nnx.Module):
         self.skip = stride == 1 and c_in == c_out
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x if self.expand is None else jax.nn.relu6(self.expand(x))
-        y = self.project(jax.nn.relu6(self.depthwise(y)))
-        return x + y if self.skip else y
+        y = x if self.expand is None else self.expand(x, jax.nn.relu6)
+        return self.project(jax.nn.relu6(self.depthwise(y)), add=x if self.skip else None)
 
 
 class EfficientNetLite(nnx.Module):
@@ -119,13 +119,20 @@ class EfficientNetLite(nnx.Module):
         self.ends = tuple(ends)
 
     def __call__(self, x: jax.Array) -> list[jax.Array]:
-        x = jax.nn.relu6(self.stem(x))
         outputs = []
-        for index, block in enumerate(self.blocks):
-            x = block(x)
-            if index in self.ends:
-                outputs.append(x)
+        for k in range(len(self.ends)):
+            # The first two levels' maps are so large that one image after the other is faster than a batch.
+            level = functools.partial(self._level, k)
+            x = by_images(level, x, 1) if k < 2 else level(x)
+            outputs.append(x)
         return outputs
+
+    def _level(self, k: int, x: jax.Array) -> jax.Array:
+        if k == 0:
+            x = self.stem(x, jax.nn.relu6)
+        for block in self.blocks[self.ends[k - 1] + 1 if k else 0 : self.ends[k] + 1]:
+            x = block(x)
+        return x
 
 
 def _round_channels(channels: float) -> int:

@@ -3,62 +3,83 @@
 Feature maps are [B, H, W, C]; kernels are [k, k, C_in, C_out], depthwise kernels [k, k, C]. Padding is either an
 int p (torch's: p on every side) or "SAME" (TensorFlow's: at stride 2 it pads more at the end than at the start; the
 shapes of the two agree, the numbers do not).
+
+On a CPU some convolutions take other routes than XLA's own, each measured faster where it is taken. The parameters
+are the same on every device.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 
 Padding = int | str
+Activation = Callable[[jax.Array], jax.Array]
 
-# Up to this many positions a 3x3 convolution is faster on a CPU as one matrix product over gathered columns.
+# Winograd's algorithm transforms the kernel in every call, which pays from this many output tiles of 2x2 on; it works
+# on as many images at once as its sixteen transformed maps stay below this many bytes, about half a CPU's last cache.
+_WINOGRAD_TILES = 32
+_WINOGRAD_BYTES = 2**24
+# Up to this many positions other 3x3 convolutions are faster on a CPU as one matrix product over gathered columns.
 _SMALL_MAP = 16 * 16
 
 
-class Conv(nnx.Module):
-    """Convolution with bias.
+def on_cpu() -> bool:
+    """Whether what is being traced will probably run on a CPU: a matter of speed, never of results."""
+    return jax.default_backend() == "cpu"
 
-    With `winograd`, a 3x3 convolution at stride 1 keeps its kernel transformed, [16, C_in, C_out] (see `winograd`):
-    on a CPU that takes two thirds to three quarters of the time, at twice the rounding error.
+
+def by_images(function: Callable[[jax.Array], Any], x: jax.Array, count: int) -> Any:
+    """function(x) for a function of [B, ...] that treats images alike, on a CPU at most `count` images at a time.
+
+    Large maps of a whole batch stream through memory; those of a few images stay in the cache.
     """
+    batch = x.shape[0]
+    if not on_cpu() or batch <= count:
+        return function(x)
+    chunk = next(n for n in range(max(count, 1), 0, -1) if batch % n == 0)
+    outputs = lax.map(function, x.reshape(batch // chunk, chunk, *x.shape[1:]))
+    return jax.tree.map(lambda y: y.reshape(batch, *y.shape[2:]), outputs)
 
-    def __init__(
-        self, c_in: int, c_out: int, size: int, stride: int = 1, padding: Padding | None = None, winograd: bool = False
-    ):
-        self.winograd = winograd and size == 3 and stride == 1
-        shape = (16, c_in, c_out) if self.winograd else (size, size, c_in, c_out)
-        self.kernel = nnx.Param(jnp.zeros(shape, jnp.float32))
+
+class Conv(nnx.Module):
+    """Convolution with bias."""
+
+    def __init__(self, c_in: int, c_out: int, size: int, stride: int = 1, padding: Padding | None = None):
+        self.kernel = nnx.Param(jnp.zeros((size, size, c_in, c_out), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((c_out,), jnp.float32))
         self.stride = stride
         self.padding = size // 2 if padding is None else padding
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.kernel[...]
-        if self.winograd:
-            y = _winograd_conv(x, kernel)
-        elif kernel.shape[0] == 1:
-            y = x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
-        elif kernel.shape[0] == 3 and x.shape[1] * x.shape[2] <= _SMALL_MAP:
-            y = lax.platform_dependent(x, kernel, cpu=self._conv_by_columns, default=self._conv)
-        else:
-            y = self._conv(x, kernel)
-        return y + self.bias[...]
-
-    def _conv(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        pads = _pads(x, kernel.shape[0], self.stride, self.padding)
-        return lax.conv_general_dilated(
+    def __call__(self, x: jax.Array, activation: Activation = lambda y: y, add: jax.Array | None = None) -> jax.Array:
+        """activation(convolution + bias + add), in one pass over the output."""
+        kernel, bias = self.kernel[...], self.bias[...]
+        size, c_out = kernel.shape[0], kernel.shape[3]
+        if size == 1:
+            x = x[:, :: self.stride, :: self.stride]
+            # All in two dimensions: XLA's CPU code is twice as fast on them as on four.
+            y = x.reshape(-1, x.shape[3]) @ kernel[0, 0] + bias
+            y = activation(y if add is None else y + add.reshape(-1, c_out))
+            return y.reshape(*x.shape[:3], c_out)
+        if add is not None:
+            return activation(self(x) + add)
+        if size == 3 and on_cpu():
+            tiles = x.shape[0] * -(-x.shape[1] // 2) * -(-x.shape[2] // 2)
+            if self.stride == 1 and self.padding == 1 and tiles >= _WINOGRAD_TILES and x.dtype == jnp.float32:
+                return _winograd_conv(x, kernel, lambda y: activation(y + bias))
+            if x.shape[1] * x.shape[2] <= _SMALL_MAP:
+                columns = jnp.concatenate(_taps(x, size, self.stride, self.padding), axis=-1)
+                # Without the barrier XLA would fuse the gathering into the product and lose its fast matrix routine.
+                flat = lax.optimization_barrier(columns).reshape(-1, kernel[..., 0].size)
+                return activation(flat @ kernel.reshape(-1, c_out) + bias).reshape(*columns.shape[:3], c_out)
+        pads = _pads(x, size, self.stride, self.padding)
+        y = lax.conv_general_dilated(
             x, kernel, (self.stride, self.stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-
-    def _conv_by_columns(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        size, c_in, c_out = kernel.shape[1:]
-        columns = jnp.concatenate(_taps(x, size, self.stride, self.padding), axis=-1)
-        # Without the barrier XLA would fuse the gathering into the product and lose its fast matrix routine.
-        return lax.optimization_barrier(columns) @ kernel.reshape(size * size * c_in, c_out)
+        return activation(y + bias)
 
 
 class DepthwiseConv(nnx.Module):
@@ -86,43 +107,46 @@ def max_pool(x: jax.Array) -> jax.Array:
     return lax.reduce_window(x, lowest, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
-def winograd_kernel(kernel: np.ndarray) -> np.ndarray:
-    """G k G^T of a kernel [3, 3, C_in, C_out], as [16, C_in, C_out], for Winograd's F(2x2, 3x3) (arXiv 1509.09308)."""
-    out = np.empty((4, 4, *kernel.shape[2:]), kernel.dtype)
+def _winograd_conv(x: jax.Array, kernel: jax.Array, finish: Activation) -> jax.Array:
+    """finish(3x3 convolution, stride 1, padding 1) by Winograd's F(2x2, 3x3) (arXiv 1509.09308).
 
-    def transform(k: Any) -> list[np.ndarray]:  # G k; written out, since large temporaries would show in peak memory
-        return [k[0], (k[0] + k[1] + k[2]) / 2, (k[0] - k[1] + k[2]) / 2, k[2]]
-
-    for i, row in enumerate(transform(kernel)):
-        for j, value in enumerate(transform(row)):
-            out[i, j] = value
-    return out.reshape(16, *kernel.shape[2:])
-
-
-def _winograd_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """3x3 convolution, stride 1, padding 1: output tiles of 2x2 from input tiles of 4x4, 16 matrix products in all."""
-    batch, height, width, channels = x.shape
-    rows, columns = -(-height // 2), -(-width // 2)
-    x = jnp.pad(x, ((0, 0), (1, 2 * rows + 1 - height), (1, 2 * columns + 1 - width), (0, 0)))
-    tiles = [[x[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2] for j in range(4)] for i in range(4)]
-
-    def transform(a: Any, b: Any, c: Any, d: Any) -> list[Any]:  # rows of B^T
-        return [a - c, b + c, c - b, b - d]
-
-    down = [transform(*column) for column in zip(*tiles, strict=True)]  # [j][i]
-    spectra = [value for row in zip(*down, strict=True) for value in transform(*row)]
+    Output tiles of 2x2 come from input tiles of 4x4 in 16 products instead of 36, at twice the rounding error. The
+    products are separate: stacked into one batched product, their operands would be copied.
+    """
     # The barriers keep XLA from fusing (and so repeating) the transforms inside the matrix products.
-    stacked = lax.optimization_barrier(jnp.stack(spectra).reshape(16, batch * rows * columns, channels))
-    products = lax.optimization_barrier(lax.dot_general(stacked, kernel, (((2,), (1,)), ((0,), (0,)))))
-    p = products.reshape(4, 4, batch, rows, columns, -1)
+    spectrum = lax.optimization_barrier(tuple(_twice(_kernel_transform, [list(row) for row in kernel])))
 
-    def gather(a: Any, b: Any, c: Any, d: Any) -> list[Any]:  # rows of A^T
-        return [a + b + c, b - c - d]
+    def convolve(x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        rows, columns = -(-height // 2), -(-width // 2)
+        x = jnp.pad(x, ((0, 0), (1, 2 * rows + 1 - height), (1, 2 * columns + 1 - width), (0, 0)))
+        tiles = [[x[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2] for j in range(4)] for i in range(4)]
+        inputs = lax.optimization_barrier(tuple(t.reshape(-1, channels) for t in _twice(_input_transform, tiles)))
+        products = lax.optimization_barrier(tuple(a @ k for a, k in zip(inputs, spectrum, strict=True)))
+        outputs = _twice(_output_transform, [list(products[i : i + 4]) for i in range(0, 16, 4)])
+        a, b, c, d = (finish(y).reshape(batch, rows, columns, -1) for y in outputs)
+        y = jnp.stack([jnp.stack([a, b], axis=3), jnp.stack([c, d], axis=3)], axis=2)
+        return y.reshape(batch, 2 * rows, 2 * columns, -1)[:, :height, :width]
 
-    halves = [gather(*(p[i, j] for i in range(4))) for j in range(4)]
-    outputs = [gather(*(halves[j][i] for j in range(4))) for i in range(2)]
-    y = jnp.stack([jnp.stack(row, axis=3) for row in outputs], axis=2)
-    return y.reshape(batch, 2 * rows, 2 * columns, -1)[:, :height, :width]
+    return by_images(convolve, x, _WINOGRAD_BYTES // (4 * x[0].size * x.dtype.itemsize))
+
+
+def _twice(transform: Callable[..., list[Any]], grid: list[list[Any]]) -> list[Any]:
+    """A 1D transform along both axes of a grid of arrays: T grid T^T, flattened row by row."""
+    down = [transform(*column) for column in zip(*grid, strict=True)]  # [j][i]
+    return [value for row in zip(*down, strict=True) for value in transform(*row)]
+
+
+def _kernel_transform(a: Any, b: Any, c: Any) -> list[Any]:
+    return [a, (a + b + c) / 2, (a - b + c) / 2, c]
+
+
+def _input_transform(a: Any, b: Any, c: Any, d: Any) -> list[Any]:
+    return [a - c, b + c, c - b, b - d]
+
+
+def _output_transform(a: Any, b: Any, c: Any, d: Any) -> list[Any]:
+    return [a + b + c, b - c - d]
 
 
 def _taps(x: jax.Array, size: int, stride: int, padding: Padding) -> list[jax.Array]:

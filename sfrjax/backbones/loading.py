@@ -16,7 +16,6 @@ from flax import nnx, traverse_util
 from jax.typing import DTypeLike
 
 from sfrjax.backbones.efficientnet_lite import EFFICIENTNET_LITES, EfficientNetLiteConfig
-from sfrjax.backbones.layers import winograd_kernel
 from sfrjax.backbones.preprocess import Preprocess
 from sfrjax.backbones.resnet import RESNETS, ResNetConfig
 from sfrjax.errors import SfrjaxError
@@ -85,13 +84,13 @@ def load_backbone(
     file = open_weights(located.path)
     config, parameters = folded_parameters(backbone, config, file)
 
-    graphdef, shallow = _structure(config, wanted, dtype)
+    graphdef, shallow = _structure(config, wanted)
     flat = {}
     for where, kernel, bias in parameters:
         for part, value in (("kernel", kernel), ("bias", bias)):
-            keys, shape = shallow.get(f"{where}.{part}", (None, None))
+            keys, _ = shallow.get(f"{where}.{part}", (None, None))
             if keys is not None:
-                flat[keys] = jnp.asarray(value if value.shape == shape else winograd_kernel(value), dtype)
+                flat[keys] = jnp.asarray(value, dtype)
     state = traverse_util.unflatten_dict(flat)
     return Backbone(backbone, located.name, located.sha256, config.preprocess, wanted, graphdef, state)
 
@@ -104,15 +103,13 @@ def untrained_backbone(name: str, *, levels: Iterable[Level], dtype: DTypeLike =
     """
     backbone, config = network_config(name)
     wanted = _check_levels(levels)
-    graphdef, shallow = _structure(config, wanted, dtype)
+    graphdef, shallow = _structure(config, wanted)
     state = traverse_util.unflatten_dict({keys: jnp.zeros(shape, dtype) for keys, shape in shallow.values()})
     return Backbone(backbone, "none", "", config.preprocess, wanted, graphdef, state)
 
 
-def _structure(config: Config, levels: tuple[Level, ...], dtype: DTypeLike) -> tuple[Any, dict[str, tuple[Any, Any]]]:
+def _structure(config: Config, levels: tuple[Level, ...]) -> tuple[Any, dict[str, tuple[Any, Any]]]:
     """The network down to the deepest level: its graph, and {PATH.kernel or PATH.bias: (keys in the state, shape)}."""
-    if isinstance(config, ResNetConfig) and jax.default_backend() == "cpu" and jnp.dtype(dtype) == jnp.float32:
-        config = dataclasses.replace(config, winograd=True)
     model = nnx.eval_shape(functools.partial(config.build, max(4 if k == "last" else int(k) for k in levels)))
     graphdef, abstract = nnx.split(model)
     flat = nnx.to_flat_state(abstract)

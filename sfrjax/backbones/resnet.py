@@ -1,11 +1,12 @@
 """ResNets with basic and bottleneck blocks, wide ones included (arXiv 1512.03385, 1605.07146), BatchNorm folded."""
 
+import functools
 from dataclasses import dataclass
 
 import jax
 from flax import nnx
 
-from sfrjax.backbones.layers import Conv, max_pool
+from sfrjax.backbones.layers import Conv, by_images, max_pool
 from sfrjax.backbones.preprocess import IMAGENET, Preprocess
 
 
@@ -20,8 +21,6 @@ class ResNetConfig:
         stride_on_first: downsample in the block's first convolution (the original, "v1") instead of its 3x3.
         batch_norm_eps: epsilon of the BatchNorms that are folded away.
         preprocess: what the weights expect of their input.
-        winograd: compute 3x3 convolutions of the first three stages by Winograd's algorithm (faster on a CPU; in the
-            last stage the maps are so small that reading the larger kernels would cost more than it saves).
         ignored: tensors of a checkpoint that are no part of the features.
     """
 
@@ -32,7 +31,6 @@ class ResNetConfig:
     batch_norm_eps: float = 1e-5
     preprocess: Preprocess = IMAGENET
 
-    winograd: bool = False
     ignored: tuple[str, ...] = ("fc.weight", "fc.bias")
 
     def build(self, stages: int) -> "ResNet":
@@ -60,24 +58,24 @@ RESNETS = {
 class Block(nnx.Module):
     """One residual block."""
 
-    def __init__(self, config: ResNetConfig, c_in: int, width: int, c_out: int, stride: int, winograd: bool):
+    def __init__(self, config: ResNetConfig, c_in: int, width: int, c_out: int, stride: int):
         first, second = (stride, 1) if config.stride_on_first or not config.bottleneck else (1, stride)
         if config.bottleneck:
             self.conv1 = Conv(c_in, width, 1, first)
-            self.conv2 = Conv(width, width, 3, second, winograd=winograd)
+            self.conv2 = Conv(width, width, 3, second)
             self.conv3 = Conv(width, c_out, 1)
         else:
-            self.conv1 = Conv(c_in, width, 3, first, winograd=winograd)
-            self.conv2 = Conv(width, c_out, 3, second, winograd=winograd)
+            self.conv1 = Conv(c_in, width, 3, first)
+            self.conv2 = Conv(width, c_out, 3, second)
         self.bottleneck = config.bottleneck
         self.downsample = Conv(c_in, c_out, 1, stride) if stride > 1 or c_in != c_out else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = jax.nn.relu(self.conv1(x))
-        y = self.conv2(y)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = self.conv1(x, jax.nn.relu)
         if self.bottleneck:
-            y = self.conv3(jax.nn.relu(y))
-        return jax.nn.relu(y + (x if self.downsample is None else self.downsample(x)))
+            return self.conv3(self.conv2(y, jax.nn.relu), jax.nn.relu, add=shortcut)
+        return self.conv2(y, jax.nn.relu, add=shortcut)
 
 
 class ResNet(nnx.Module):
@@ -92,16 +90,23 @@ class ResNet(nnx.Module):
             stage = []
             for i in range(config.blocks[k - 1]):
                 stride = 2 if k > 1 and i == 0 else 1
-                stage.append(Block(config, channels, width, c_out, stride, winograd=config.winograd and k < 4))
+                stage.append(Block(config, channels, width, c_out, stride))
                 channels = c_out
             setattr(self, f"layer{k}", nnx.List(stage))
         self.stages = stages
 
     def __call__(self, x: jax.Array) -> list[jax.Array]:
-        x = max_pool(jax.nn.relu(self.conv1(x)))
         outputs = []
         for k in range(1, self.stages + 1):
-            for block in getattr(self, f"layer{k}"):
-                x = block(x)
+            # The first stage's maps are so large that two images after two are faster than a batch.
+            stage = functools.partial(self._stage, k)
+            x = by_images(stage, x, 2) if k == 1 else stage(x)
             outputs.append(x)
         return outputs
+
+    def _stage(self, k: int, x: jax.Array) -> jax.Array:
+        if k == 1:
+            x = max_pool(self.conv1(x, jax.nn.relu))
+        for block in getattr(self, f"layer{k}"):
+            x = block(x)
+        return x
