@@ -25,7 +25,7 @@ from sfrjax.settings import BANK_FIELDS, Level, Settings
 from sfrjax.version import __version__
 
 # Nominal images scored against the others to set the threshold: all of them, or this many spread evenly.
-CALIBRATION_IMAGES = 128
+CALIBRATION_IMAGES = 512
 COPY_ROWS = 64  # images copied at a time from a bank that grows
 
 LevelShape = tuple[int, int, int]
@@ -43,7 +43,7 @@ class Bank:
         shapes: (h, w, c) of each scoring level.
         scoring: dictionaries of the scoring levels, in the order of settings.levels.
         reference: dictionary of the reference level; None unless sampling is "subspace".
-        nominal_scores: float32 [M], leave-one-out image scores of (up to 128 of) the nominal images.
+        nominal_scores: float32 [M], leave-one-out image scores of (up to 512 of) the nominal images.
         images: names of the nominal images' files, in the bank's order.
         image_sha256: uint8 [N, 32], SHA-256 of those files.
         version: of sfrjax, that built it.
