@@ -211,7 +211,7 @@ def _solve(
         if support is not None:
             shared = support[:, None] if settings.mode == "pixel" else support
             candidates = jnp.broadcast_to(shared, (*signals.shape[:-1], support.shape[-1]))
-        codes.append(_pursue(dictionary, signals, candidates, s=settings.s, eps=settings.eps))
+        codes.append(_pursue(*dictionary, signals, candidates, s=settings.s, eps=settings.eps))
     return codes
 
 
