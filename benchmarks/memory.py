@@ -25,7 +25,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from overhead import DATA, device_name
+from common import DATA, device_name
 from PIL import Image
 from rich.console import Console
 from rich.table import Table

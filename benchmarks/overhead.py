@@ -13,14 +13,13 @@ Where they are absent the demo set is used, and ResNet50 is left out.
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
+from common import DATA, device_name
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +33,6 @@ from sfrjax.reconstruction import residual_norms
 from sfrjax.scoring import anomaly_maps, resize_map
 from sfrjax.settings import PRESETS, Settings
 
-DATA = Path(os.environ.get("SFRJAX_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 IMAGES = 32
 ROUNDS = 7
 
@@ -155,19 +153,6 @@ def _backbones() -> list[tuple[str, Path | None]]:
     else:
         print(f"{resnet} not found: ResNet50 is left out")
     return found
-
-
-def device_name() -> str:
-    """The accelerator, or the processor and its number of cores."""
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return device.device_kind
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return f"CPU, {os.cpu_count()} cores, {model}"
 
 
 def _print(result: dict) -> None:
