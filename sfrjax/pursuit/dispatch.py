@@ -28,7 +28,7 @@ class Options(NamedTuple):
 class Work(NamedTuple):
     """The batch, flat: first `[b]` (row of the signal's first atom in the flat dictionary), y `[b, D]`, norm `[b]` (1
     where it is zero or not finite), limit `[b]` (largest acceptable residual norm; infinity: not to be started),
-    candidates `[b, K]`, correlations `[b, N]`.
+    candidates `[b, K]`, correlations `[b, N]`, allowed `[b, N]` bool (candidates spelt as a mask, in their place).
     """
 
     first: jax.Array
@@ -37,12 +37,16 @@ class Work(NamedTuple):
     limit: jax.Array
     candidates: jax.Array | None
     correlations: jax.Array | None
+    allowed: jax.Array | None = None
 
 
 def in_gram_space(
     algorithm: str, work: Work, dictionary: jax.Array, gram: jax.Array | None, s: int, options: Options
 ) -> Solution:
     dtype, n, d = work.y.dtype, dictionary.shape[-2], work.y.shape[1]
+    if work.candidates is not None and gram is not None and 2 * work.candidates.shape[1] >= n:
+        # Most of the atoms: the whole Gram matrix with the others barred, instead of a copy of most of it per signal.
+        work = work._replace(candidates=None, allowed=_mask(work.candidates, n))
     if work.candidates is None:
         table = (gram_matrix(dictionary, dtype) if gram is None else gram.astype(dtype)).reshape(-1, n)
         diag = jnp.diagonal(table.reshape(-1, n, n), axis1=1, axis2=2)
@@ -62,7 +66,7 @@ def in_gram_space(
 
     def solve(block: Work) -> Solution:
         if block.candidates is None:
-            rows_, first, corr, allowed = table, block.first, block.correlations, None
+            rows_, first, corr, allowed = table, block.first, block.correlations, block.allowed
             assert corr is not None
             dg = diag if diag.shape[0] == 1 else diag[block.first // n]
         else:
@@ -89,6 +93,12 @@ def in_gram_space(
     # XLA splits the row reads of `gram` over all cores, in whatever loop they are: many signals share that overhead.
     least = GRAM_BLOCK if algorithm == "gram" and work.candidates is None else 8
     return map_blocks(solve, work, per_signal, least=least)
+
+
+def _mask(candidates: jax.Array, n: int) -> jax.Array:
+    """bool `[b, n]`: the atoms among candidates `[b, K]`."""
+    column = jnp.where(candidates < 0, n, candidates)  # unused slots go to an extra column, cut off again
+    return jnp.zeros((len(candidates), n + 1), bool).at[jnp.arange(len(candidates))[:, None], column].set(True)[:, :n]
 
 
 def _at_candidates(block: Work, dictionary: jax.Array, gram: jax.Array | None) -> tuple[jax.Array, jax.Array]:
