@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 import tifffile
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors import safe_open
 
-from sfrjax import bank as banks
 from sfrjax import cli, pipeline, runs
+from sfrjax.bank_file import load_bank, write_tensors
 from sfrjax.check import cost
 from sfrjax.check.masks import inspect_mask
 from sfrjax.datasets.images import image_shape, inspect_image, read_image
@@ -226,7 +226,7 @@ def examine_output(folder: Path) -> None:
             with Image.open(path) as picture:
                 picture.load()
         elif path.suffix == ".bank":
-            banks.load_bank(path)
+            load_bank(path)
 
 
 # What to attack: each takes the random numbers, the corpus and an empty folder
@@ -268,18 +268,21 @@ def bank(rng: np.random.Generator, corpus: Corpus, here: Path) -> None:
     if rng.random() < 0.5:
         path.write_bytes(damaged(rng, corpus.bank.read_bytes()))
     else:
-        with banks.safe_open(corpus.bank, "numpy") as file:
+        with safe_open(corpus.bank, "numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             about = json.loads(file.metadata()["sfrjax_bank"])
         if rng.random() < 0.7:
             about = altered(rng, about)
         else:
             name = str(rng.choice(list(tensors)))
-            wrong = [tensors[name][:-1], tensors[name].T, tensors[name] * np.nan, tensors[name].astype(np.int32)]
+            wrong = [
+                tensors[name][:-1],
+                tensors[name].T,
+                (tensors[name] * np.nan).astype(np.float32),
+                tensors[name].astype(np.float16),
+            ]
             tensors[name] = np.ascontiguousarray(wrong[int(rng.integers(4))])
-        text = json.dumps(about)
-        digest = banks._digest(text, tensors)
-        save_file(tensors, path, metadata={"sfrjax_bank": text, "sha256": digest})
+        write_tensors(path, json.dumps(about), tensors)
     arguments = ["predict", str(path), str(corpus.root / "test"), "--out", str(here / "out")]
     examine(*run(arguments), arguments, [str(path)])
     examine_output(here / "out")

@@ -129,6 +129,8 @@ def assembled(about: dict[str, Any], tensors: Tensors) -> Bank:
     shapes: tuple[LevelShape, ...] = tuple((int(h), int(w), int(c)) for h, w, c in about["shapes"])
     if len(shapes) != len(settings.levels) or not all(isinstance(name, str) for name in about["images"]):
         raise ValueError("levels or names are wrong")
+    if not all(isinstance(about[name], str) for name in ("weights_name", "weights_sha256", "version")):
+        raise ValueError("the names of weights or version are wrong")
     known = dict(zip(settings.levels, shapes, strict=True))
     if "reference" in _layout(settings):
         known.setdefault(settings.reference, (1, 1, tensors["reference.atoms"].shape[-1]))
