@@ -216,7 +216,6 @@ def _build(
     size = bank_bytes(backbone, settings, len(names))
     if progress:
         print(f"Memory bank: {len(names)} nominal images, {size / 1e6:.0f} MB", file=sys.stderr)
-    batch_size = min(batch_size, len(names))
     batches = _nominal(paths, settings, batch_size, progress)
     build = partial(build_bank, backbone, settings, batches, paths, batch_size, base=base, progress=progress)
     if stream is None:
