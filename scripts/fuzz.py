@@ -205,6 +205,9 @@ def examine(status: int, text: str, arguments: list[str], names: list[str]) -> N
     """Raise Failure unless this is success, or a refusal that names one of `names` or an option."""
     if "Traceback" in text or status not in (0, 1, 2):
         raise Failure(f"exit status {status}: {text[-2000:]}")
+    if status and "--json" in arguments and text.startswith("{"):  # what `check` found, for programs
+        json.loads(text)
+        return
     if status and not any(sign in text for sign in ("sfrjax: ", "Usage: ", "─ Error ─", "would not work")):
         raise Failure(f"no reason given: {text[-500:]!r}")
     options = [argument for argument in arguments if argument.startswith("--")]
