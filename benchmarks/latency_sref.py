@@ -277,7 +277,7 @@ def _plot(result: dict) -> Figure:
 
 
 def _print(result: dict) -> None:
-    console = Console()
+    console = Console(width=150)
     for fixed in result["stages"]:
         parts = ", ".join(f"{k.removesuffix('_s')} {1000 * v:.1f}" for k, v in fixed.items() if k != "batch")
         console.print(f"batch {fixed['batch']}, ms per image: {parts}", soft_wrap=True)
