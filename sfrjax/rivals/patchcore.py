@@ -2,9 +2,10 @@
 
 A patch feature is the average over 3 x 3 positions, zeros around the map, of each level's features, its channels
 pooled; deeper levels are brought to the shallowest one's grid bilinearly, and the levels are concatenated. Of the
-nominal patches 10 % are kept, chosen by the greedy k-centre algorithm on a random projection to 128 dimensions
-(Algorithm 1). A position's anomaly is its distance to the nearest patch kept, an image's the largest one, re-weighted
-(Eq. 6, 7); maps are upsampled bilinearly and smoothed.
+nominal patches 10 % are kept, or 1 % where 10 % would be more than 50,000 (the paper reports both), chosen by the
+greedy k-centre algorithm on a random projection to 128 dimensions (Algorithm 1). A position's anomaly is its distance
+to the nearest patch kept, an image's the largest one, re-weighted (Eq. 6, 7); maps are upsampled bilinearly and
+smoothed.
 
 Deviations from the paper and its authors' program:
 
@@ -33,7 +34,8 @@ from sfrjax.settings import Level, Settings
 
 DIMENSIONS = 1024  # of a patch feature, at most
 PROJECTED = 128  # dimensions in which the coreset is chosen
-SHARE = 0.1  # of the nominal patches that the coreset keeps
+SHARE, MOST = 0.1, 50_000  # of the nominal patches that the coreset keeps, unless that is more than MOST,
+SMALL_SHARE = 0.01  # then this one
 NEIGHBOURS = 9  # b in Eq. 7
 BLOCK = 2048  # patches of the bank compared with an image's at a time: their distances should stay in a cache
 
@@ -49,7 +51,13 @@ class PatchCore(NamedTuple):
 def fit_bytes(n_images: int, shapes: Mapping[Level, tuple[int, int, int]], settings: Settings) -> int:
     """Memory in bytes that `fit` takes: every nominal patch, its projection (twice: centred), and the coreset."""
     n_patches, dimensions = _patches_shape(n_images, shapes, settings)
-    return int(4 * n_patches * (dimensions * (1 + SHARE) + 2 * PROJECTED))
+    return 4 * (n_patches * (dimensions + 2 * PROJECTED) + coreset_size(n_patches) * dimensions)
+
+
+def coreset_size(n_patches: int) -> int:
+    """How many of the nominal patches are kept."""
+    share = SHARE if SHARE * n_patches <= MOST else SMALL_SHARE
+    return max(1, round(share * n_patches))
 
 
 def fit(
@@ -75,8 +83,8 @@ def fit(
         start += len(embedded)
     for_projection, for_first = jax.random.split(jax.random.key(settings.seed))
     first = jax.random.randint(for_first, (), 0, len(patches))
-    n_picks = max(1, round(SHARE * len(patches)))
-    return PatchCore(patches[greedy_coreset(_projected(patches, for_projection), first, n_picks=n_picks)])
+    picks = greedy_coreset(_projected(patches, for_projection), first, n_picks=coreset_size(len(patches)))
+    return PatchCore(patches[picks])
 
 
 def score(model: PatchCore, features: Mapping[Level, jax.Array], settings: Settings) -> tuple[jax.Array, jax.Array]:

@@ -108,6 +108,10 @@ def test_fit_and_score_equal_the_definition():
         np.testing.assert_allclose(scores[row], weight * distance[worst], rtol=1e-5)
 
 
+def test_a_large_bank_keeps_one_in_a_hundred():
+    assert [patchcore.coreset_size(n) for n in (4, 209 * 1024, 500_000, 761 * 1024)] == [1, 21_402, 50_000, 7_793]
+
+
 def test_the_bank_does_not_depend_on_batches():
     features = random_features(np.random.default_rng(3), 7)
     np.testing.assert_array_equal(fitted(features, size=7).bank, fitted(features, size=3).bank)

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from sfrjax.rivals import spade
 from sfrjax.settings import Settings
@@ -11,8 +12,8 @@ SHAPES = {1: (8, 8, 5), 2: (4, 4, 7), "last": (1, 1, 9)}
 SETTINGS = Settings(method="spade", levels=(1, 2), image_size=32)
 
 
-def random_features(rng, n):
-    return {level: rng.gamma(1.0, size=(n, *shape)).astype(np.float32) for level, shape in SHAPES.items()}
+def random_features(rng, n, shapes=SHAPES):
+    return {level: rng.gamma(1.0, size=(n, *shape)).astype(np.float32) for level, shape in shapes.items()}
 
 
 def fitted(features, size=25):
@@ -47,3 +48,23 @@ def test_identical_images_have_no_anomaly():
     maps, scores = spade.score(fitted({level: maps.repeat(3, axis=0) for level, maps in one.items()}), one, SETTINGS)
     assert np.abs(maps).max() < 1e-4
     assert np.abs(scores).max() < 1e-4
+
+
+@pytest.mark.parametrize("sides", [(8, 4, 2), (12, 6, 4), (5, 3, 2), (6,)])  # halved; not in each other; odd; one level
+def test_any_grids(sides):
+    levels = (1, 2, 3)[: len(sides)]
+    shapes = {level: (side, side, 4 + level) for level, side in zip(levels, sides, strict=True)} | {"last": (1, 1, 3)}
+    rng = np.random.default_rng(sides[0])
+    nominal, test = random_features(rng, 4, shapes), random_features(rng, 2, shapes)
+    settings = Settings(method="spade", levels=levels, image_size=32)
+    maps, _ = spade.score(spade.fit([nominal], 4, shapes, settings), test, settings)
+    where = [np.arange(sides[0]) * side // sides[0] for side in sides]
+
+    def joined(features):
+        repeated = [features[level][:, at][:, :, at] for level, at in zip(levels, where, strict=True)]
+        return np.concatenate(repeated, axis=-1).reshape(len(features["last"]), sides[0] ** 2, -1).astype(np.float64)
+
+    gallery = joined(nominal).reshape(4 * sides[0] ** 2, -1)
+    for row, query in enumerate(joined(test)):
+        distance = ((query[:, None] - gallery) ** 2).sum(axis=-1).min(axis=1).reshape(sides[0], sides[0])
+        np.testing.assert_allclose(maps[row], reference.anomaly_map([distance], size=32), rtol=1e-4)
