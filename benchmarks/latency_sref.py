@@ -259,6 +259,8 @@ def _plot(result: dict) -> Figure:
                 for colour, sampling in enumerate(SAMPLINGS):
                     key = (mode, sampling, batch)
                     rows = [r for r in result[section] if (r["mode"], r["sampling"], r["batch"]) == key]
+                    if not rows:
+                        continue
                     at = [row[x] for row in rows]
                     median, p95 = ([1000 * row[name] for row in rows] for name in ("total_s", "total_p95_s"))
                     ax.plot(

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 from common import CATEGORIES, RESULTS
-from methods import describe
+from methods import BACKBONES as COMPARED_NETWORKS
+from methods import COMPARED, describe, wanted
 from paper import BACKBONES, PAPER, row_key, table_rows
 from paper_figures import level_rows, sampling_rows
 
-from sfrjax.settings import MODES
+from sfrjax.settings import METHODS, MODES, Settings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
 OURS = ("paper-cpu.json", "methods-cpu.json", "latency-sref-cpu.json")
@@ -43,7 +44,7 @@ def page(results: Path) -> str:
     paper, methods, latency = (_read(results / name) for name in OURS)
     sections: list[Callable[[], Iterator[str]]] = []
     if paper:
-        sections += [lambda: _absent(paper, results), lambda: _accuracy(paper)]
+        sections += [lambda: _absent(paper, methods, latency), lambda: _accuracy(paper)]
     if paper and methods:
         sections.append(lambda: _methods(methods, paper))
     if paper:
@@ -59,7 +60,7 @@ def _read(path: Path) -> dict | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def _absent(paper: dict, results: Path) -> Iterator[str]:
+def _absent(paper: dict, methods: dict | None, latency: dict | None) -> Iterator[str]:
     yield "## What was not measured, and why\n"
     there = {(row["dataset"], row["category"]) for row in paper["accuracy"]}
     for dataset, names in CATEGORIES.items():
@@ -68,17 +69,41 @@ def _absent(paper: dict, results: Path) -> Iterator[str]:
     networks = {row["settings"]["backbone"] for row in paper["accuracy"]}
     if missing := [name for name in BACKBONES if name not in networks]:
         yield f"* {', '.join(missing)}: their weights were not at hand. The paper's figures are with WideResNet50-2."
-    modes = {(row["category"], row["settings"]["backbone"], row["settings"]["mode"]) for row in paper["accuracy"]}
-    for category, network, _ in sorted(modes):
-        if (category, network, "pixel") not in modes:
-            yield f"* {category}, {network}, per-pixel mode: not run yet."
-    for name, script in ((OURS[1], "methods"), (OURS[2], "latency_sref")):
-        if not (results / name).is_file():
-            yield f"* `python benchmarks/{script}.py`: not run yet."
+    accuracy, costs = (
+        {row_key(row) for row in rows} for rows in (paper["accuracy"], (methods or {"rows": []})["rows"])
+    )
+    for what, there in (("accuracy", accuracy), ("cost", costs)):
+        for (category, network), names in _missing(there).items():
+            yield f"* {category}, {network}, {what} of {', '.join(names)}: not run, for lack of time."
+    modes = {row["mode"] for row in latency["s_ref"]} if latency else set()
+    for mode in MODES:
+        if mode not in modes:
+            yield f"* Time per image over s_ref, mode {mode}: not run, for lack of time."
     yield "* The paper's figures stand beside ours only where they could be verified.\n"
     digests = sorted({(r["settings"]["backbone"], r["weights_sha256"][:12]) for r in paper["accuracy"]})
     yield "Weights (SHA-256): " + "; ".join(f"{name} {digest}..." for name, digest in digests) + "."
     yield "resnet50 is the Caffe original (v1 strides), not torchvision's.\n"
+
+
+def _compared() -> Iterator[tuple[str, str, Settings]]:
+    """What `methods.py` measures without arguments."""
+    for category in COMPARED:
+        dataset = next(dataset for dataset, names in CATEGORIES.items() if category in names)
+        for network in COMPARED_NETWORKS:
+            yield from ((dataset, category, settings) for settings in wanted(dataset, network, METHODS, MODES))
+
+
+def _missing(measured: set) -> dict[tuple[str, str], list[str]]:
+    """Names of the methods whose rows are not there, by category and network."""
+    missing: dict[tuple[str, str], list[str]] = {}
+    for key in _compared():
+        if key not in measured:
+            missing.setdefault((key[1], key[2].backbone), []).append(_name(key[2]))
+    return missing
+
+
+def _name(settings: Settings) -> str:
+    return " ".join(describe(settings.to_dict())).strip()
 
 
 def _accuracy(paper: dict) -> Iterator[str]:
@@ -103,17 +128,23 @@ def _methods(methods: dict, paper: dict) -> Iterator[str]:
         f"`python benchmarks/methods.py`; {methods['device']}. Same network, split, metrics; the levels are those of "
         "each method's own paper. fit: files to bank, compilation and leave-one-out threshold included, in s; ms: "
         "decoded image to map, at batch 1 and 8; peak: of the process, which holds network, bank and JAX. "
+        "PatchCore keeps 10 % of the nominal patches, and of MTD's 1 %. "
         f"{methods.get('note', '')}\n"
     )
     measured = {row_key(row): row for row in paper["accuracy"]}
+    costs = {row_key(row): row for row in methods["rows"]}
     rows = []
-    for row in sorted(methods["rows"], key=lambda r: (r["category"], r["settings"]["backbone"])):
-        found = measured.get(row_key(row))
-        cost = [f"{row['fit_s']:.0f}", *(f"{1000 * row[f'image_s_batch_{b}']:.1f}" for b in (1, 8))]
-        cost += [f"{row[name] / 1e6:.0f}" for name in ("bank_bytes", "peak_bytes")]
-        name = [row["category"], row["settings"]["backbone"], " ".join(describe(row["settings"])).strip()]
-        rows.append([*name, *(_percent(found) if found else ["-"] * 3), *cost])
+    for key in _compared():
+        found, row = measured.get(key), costs.get(key)
+        if found or row:
+            name = [key[1], key[2].backbone, _name(key[2])]
+            rows.append([*name, *(_percent(found) if found else ["-"] * 3), *(_cost(row) if row else ["-"] * 5)])
     yield _table("category|network|method|AUROC|AUPRO|image AUROC|fit, s|ms, B=1|ms, B=8|bank, MB|peak, MB", rows)
+
+
+def _cost(row: dict) -> list[str]:
+    times = [f"{1000 * row[f'image_s_batch_{b}']:.1f}" for b in (1, 8)]
+    return [f"{row['fit_s']:.0f}", *times, *(f"{row[name] / 1e6:.0f}" for name in ("bank_bytes", "peak_bytes"))]
 
 
 def _sampling(paper: dict) -> Iterator[str]:
