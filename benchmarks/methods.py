@@ -174,7 +174,7 @@ def _print(result: dict, accuracy: dict) -> None:
         figures = [f"{row['fit_s']:.0f}", *(f"{1000 * row[f'image_s_batch_{b}']:.1f}" for b in (1, 8))]
         figures += [f"{row[name] / 1e6:.0f}" for name in ("bank_bytes", "peak_bytes")]
         table.add_row(row["category"], row["settings"]["backbone"], *describe(row["settings"]), *shown, *figures)
-    Console().print(table)
+    Console(width=160).print(table)
 
 
 if __name__ == "__main__":
