@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the results to this file, the plot beside it")
     parser.add_argument("--mode", choices=MODES, help="one mode only; the other's rows in the JSON are kept")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--backbone", help="default: resnet50 where its weights are here")
     arguments = parser.parse_args()
     modes = (arguments.mode,) if arguments.mode else MODES
