@@ -10,6 +10,7 @@ Peers: scikit-learn (float64: its float32 has an absolute threshold), SPAMS (`pi
 solves orthogonal least squares, so a speed anchor only, and cannot take the Gram matrix on W3 and W4), a NumPy loop in
 Gram space, and on a GPU orthogonal-matching-pursuit-gpu. A peer that is not installed is left out, with a line
 saying so.
+"sfrjax" is the plain call, "sfrjax-jit" the same inside a jitted function.
 Rounds are interleaved, so that a slow spell of the machine meets all. `support_agreement` is the share of signals with
 the same set of atoms as a float64 NumPy OMP. Floors: W1 and W2 the necessary flops over the measured rate of a large
 matrix product; W3 (atoms once, plus s rows per signal) and W4 (atoms once) bytes over the measured rate of a large sum.
@@ -112,7 +113,7 @@ def find_peers() -> tuple[dict[str, Callable], list[str]]:
         wanted["omp-gpu"] = ("orthogonal_matching_pursuit_gpu", omp_gpu)
     else:
         left_out.append("orthogonal-matching-pursuit-gpu left out: no GPU here")
-    peers: dict[str, Callable] = {"sfrjax": sfrjax, "numpy": numpy_loop}
+    peers: dict[str, Callable] = {"sfrjax": sfrjax, "sfrjax-jit": sfrjax_jit, "numpy": numpy_loop}
     for name, (module, runner) in wanted.items():
         try:
             importlib.import_module(module)
@@ -124,15 +125,24 @@ def find_peers() -> tuple[dict[str, Callable], list[str]]:
 
 def sfrjax(work: Workload) -> Callable[[], list[set[int]]]:
     """Each runner prepares its inputs, untimed, and returns the call to time, which returns the supports as arrays."""
+    return _sfrjax(work, lambda function: function)
+
+
+def sfrjax_jit(work: Workload) -> Callable[[], list[set[int]]]:
+    """Inside a function of the user's that is jitted, where all is one program."""
+    return _sfrjax(work, jax.jit)
+
+
+def _sfrjax(work: Workload, transform: Callable) -> Callable[[], list[set[int]]]:
     atoms, signals = jax.device_put((work.atoms, work.signals))
     gram = None if work.gram is None else jax.device_put(work.gram)
 
-    @jax.jit
     def solve(atoms, signals, gram):  # type: ignore[no-untyped-def]
         code = omp(atoms, signals, n_nonzero_coefs=work.s, gram=gram)
         return code.support, residual(atoms, signals, code) if work.with_residual else code.coef
 
-    return lambda: jax.block_until_ready(solve(atoms, signals, gram))[0]
+    call = transform(solve)
+    return lambda: jax.block_until_ready(call(atoms, signals, gram))[0]
 
 
 def numpy_loop(work: Workload) -> Callable[[], list]:

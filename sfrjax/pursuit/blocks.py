@@ -30,7 +30,7 @@ def map_blocks(
     count = -(-b // target)
     if count == 1:
         return solve(arrays)
-    lanes = min(count, _cores(), most_lanes)
+    lanes = min(count, cores(), most_lanes)
     rounds = next((r for r in range(-(-count // lanes), 2 * count) if b % (lanes * r) == 0), -(-count // lanes))
     size = -(-b // (lanes * rounds))
     padding = lanes * rounds * size - b  # a copy of everything; avoided above where a slightly smaller block divides b
@@ -44,5 +44,6 @@ def map_blocks(
     return jax.tree.map(lambda *part: jnp.concatenate(part).reshape(-1, *part[0].shape[2:])[:b], *parts)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,27 +8,35 @@ from jax import lax
 
 from sfrjax.pursuit import gram as gram_form
 from sfrjax.pursuit import nonnegative, residual_form, rows
-from sfrjax.pursuit.blocks import map_blocks
-from sfrjax.pursuit.products import gather_atoms, gram_matrix, own_correlations, shared_correlations
+from sfrjax.pursuit.blocks import MOST_LANES, map_blocks
+from sfrjax.pursuit.products import (
+    candidate_correlations,
+    gather_atoms,
+    gram_matrix,
+    own_correlations,
+    shared_correlations,
+)
 from sfrjax.pursuit.step import ROUNDING, Problem, Solution
 
 GRAM_BLOCK = 250  # signals of a block of the `gram` form on a CPU; measured from 12 to 1000 at N = 1024
 
 
 class Options(NamedTuple):
-    """The static part of a call."""
+    """The static part of a call. lanes: most independent loops of the program."""
 
     n_nonzero_coefs: int
     selection: str
     unit_norm: bool
     path: bool
     algorithm: str | None
+    lanes: int = MOST_LANES
 
 
 class Work(NamedTuple):
     """The batch, flat: first `[b]` (row of the signal's first atom in the flat dictionary), y `[b, D]`, norm `[b]` (1
     where it is zero or not finite), limit `[b]` (largest acceptable residual norm; infinity: not to be started),
-    candidates `[b, K]`, correlations `[b, N]`, allowed `[b, N]` bool (candidates spelt as a mask, in their place).
+    candidates `[b, K]`, correlations `[b, N]` (or `[b, K]`, those of the candidates, once only they matter), allowed
+    `[b, N]` bool (candidates spelt as a mask, in their place).
     """
 
     first: jax.Array
@@ -53,10 +61,13 @@ def in_gram_space(
         width, per_signal = n, s * n
         work = work._replace(correlations=_correlations(work, dictionary))
     else:
-        width = work.candidates.shape[1]
-        # A shared dictionary with its Gram is read once, whole; otherwise only the candidates are read.
-        if gram is not None and dictionary.ndim == 2:
-            work = work._replace(correlations=_correlations(work, dictionary))
+        b, width = work.candidates.shape
+        local = jnp.maximum(work.candidates, 0)
+        if work.correlations is None and gram is not None and dictionary.ndim == 2 and b * width < n:
+            work = work._replace(correlations=candidate_correlations(dictionary, work.y, local, dtype))
+        elif work.correlations is not None or (gram is not None and dictionary.ndim == 2):
+            # For many signals a shared dictionary is read once, whole.
+            work = work._replace(correlations=jnp.take_along_axis(_correlations(work, dictionary), local, 1))
         reads_atoms = gram is None or work.correlations is None
         per_signal = width * (width + s + (d if reads_atoms else 0))
     if work.correlations is not None:
@@ -92,7 +103,7 @@ def in_gram_space(
 
     # XLA splits the row reads of `gram` over all cores, in whatever loop they are: many signals share that overhead.
     least = GRAM_BLOCK if algorithm == "gram" and work.candidates is None else 8
-    return map_blocks(solve, work, per_signal, least=least)
+    return map_blocks(solve, work, per_signal, options.lanes, least)
 
 
 def _mask(candidates: jax.Array, n: int) -> jax.Array:
@@ -116,10 +127,9 @@ def _at_candidates(block: Work, dictionary: jax.Array, gram: jax.Array | None) -
         small = gram_matrix(chosen(), dtype)
     else:
         small = gram.reshape(-1, n)[index[:, :, None], local[:, None, :]].astype(dtype)
-    if block.correlations is None:
+    corr = block.correlations
+    if corr is None:
         corr = own_correlations(chosen(), block.y[:, None], dtype)[:, 0]
-    else:
-        corr = jnp.take_along_axis(block.correlations, local, 1)
     return small.reshape(-1, local.shape[1]), corr
 
 
@@ -187,7 +197,7 @@ def by_residual(work: Work, dictionary: jax.Array, s: int, options: Options) -> 
 
     count = n if work.candidates is None else work.candidates.shape[1]
     floats = group * (s * d + count) + (0 if shared else count * d)
-    solution = map_blocks(solve, (grouped, dictionary if by_position else None), floats)
+    solution = map_blocks(solve, (grouped, dictionary if by_position else None), floats, options.lanes)
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), solution)
 
 

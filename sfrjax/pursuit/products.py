@@ -13,6 +13,7 @@ from sfrjax.pursuit.code import SparseCode
 HIGHEST = lax.Precision.HIGHEST
 UNROLLED = 16  # signals whose long row chains are compiled one by one
 HALF_BLOCK = 1 << 22  # most numbers of a block of half-precision atoms in working precision (16 MB)
+CHUNK = 1 << 15  # entries of rows that are gathered at a time: the copy stays in the cache
 LONG = 1 << 15  # from this many entries on, one signal's row chain keeps all cores busy
 
 
@@ -59,6 +60,19 @@ def _half_precision_correlations(atoms: jax.Array, signals: jax.Array, dtype: jn
 def own_correlations(atoms: jax.Array, signals: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """`X_p y_pl` `[P, L, N]` for atoms `[P, N, D]` and signals `[P, L, D]`."""
     return jnp.einsum("pnd,pld->pln", atoms.astype(dtype), signals.astype(dtype), precision=HIGHEST)
+
+
+def candidate_correlations(atoms: jax.Array, signals: jax.Array, index: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """`x_j . y_b` `[B, K]` for signals `[B, D]` and the atoms j in `index` `[B, K]`, the only ones of `[N, D]` read."""
+    width = atoms.shape[1]
+
+    def part(start: jax.Array | int, length: int) -> jax.Array:
+        chosen = lax.dynamic_slice_in_dim(atoms, start, length, 1)[index]
+        return own_correlations(chosen, lax.dynamic_slice_in_dim(signals, start, length, 1)[:, None], dtype)[:, 0]
+
+    whole = width // CHUNK
+    total = part(whole * CHUNK, width - whole * CHUNK)
+    return total + jnp.sum(lax.map(lambda i: part(i * CHUNK, CHUNK), jnp.arange(whole)), 0) if whole else total
 
 
 def gather_atoms(atoms: jax.Array, index: jax.Array, used: jax.Array, dtype: jnp.dtype) -> jax.Array:

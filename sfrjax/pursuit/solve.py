@@ -14,6 +14,7 @@ from sfrjax.pursuit.derivative import code_tangents
 from sfrjax.pursuit.dispatch import GRAM_BLOCK, Options, Work, by_residual, in_gram_space
 from sfrjax.pursuit.finish import finish_code, norms
 from sfrjax.pursuit.products import compute_dtype, gram_matrix
+from sfrjax.pursuit.shares import count_shares, solve_shares
 
 COHERENT = 0.5  # mean absolute cosine of atoms from which a call that leaves the algorithm open gets the residual form
 WIDE = 512  # atoms of a shared dictionary from which on `gram` beats `rows` on a CPU (measured at 256 and 1024)
@@ -64,7 +65,7 @@ def omp(
         gram: `[N, N]` or `[P, N, N]`, `X X^T` computed beforehand; worth it when a dictionary is used more than once.
         correlations: `[..., N]`, `X y` computed beforehand.
         candidates: int32 `[..., K]`, broadcastable over the batch: the atoms each signal may use, -1 in unused slots.
-            Without `gram` only these atoms are read.
+            Only these atoms are read, unless `gram` is given and the whole batch has N candidates or more.
         path: also return the codes with 1, 2, ... atoms (see `SparseCode`).
         algorithm: "rows", "gram" or "residual"; None chooses by shape (docs/omp.md). They agree up to rounding.
 
@@ -86,8 +87,12 @@ def omp(
     extras = Extras(*given)
     check_arrays(dictionary, signals, *extras[2:])
     options = Options(int(n_nonzero_coefs), selection, bool(unit_norm), bool(path), algorithm)
-    code, sane = _solve(options, dictionary, signals, extras)
-    if is_concrete(sane) and not sane:
+    eager = all(map(is_concrete, jax.tree.leaves((dictionary, signals, extras))))
+    if eager and (shares := count_shares(dictionary, signals, options.n_nonzero_coefs)) > 1:
+        code, sane = _solve_in_shares(options, dictionary, signals, extras, shares)
+    else:
+        code, sane = _solve(options, dictionary, signals, extras)
+    if is_concrete(sane) and not jnp.all(sane):
         raise ValueError(
             "the dictionary (or the gram or correlations given with it) contains NaN or infinity: no code using it "
             "would mean anything; remove or repair those atoms"
@@ -159,6 +164,41 @@ def _code_jvp(options, primals, tangents):  # type: ignore[no-untyped-def]
 
 
 _solve = jax.jit(_code, static_argnums=0)
+_gram = jax.jit(gram_matrix, static_argnums=1)
+
+
+def _solve_in_shares(
+    options: Options, dictionary: jax.Array, signals: jax.Array, extras: Extras, shares: int
+) -> tuple[SparseCode, jax.Array]:
+    """The same as `_solve`, as one execution per core; what concerns the dictionary alone is done once, before."""
+    batch, n = signals.shape[:-1], len(dictionary)
+    options = options._replace(lanes=1)
+    if extras.candidates is None:
+        s, b = min(options.n_nonzero_coefs, *dictionary.shape), int(np.prod(batch))
+        algorithm = _algorithm(options, s, n, b, b, extras.gram is not None)
+        if extras.gram is None and algorithm != "residual":
+            gram = _gram(dictionary, compute_dtype(dictionary, signals))
+            if algorithm != "non-negative" and options.algorithm is None and _coherence(gram) > COHERENT:
+                algorithm = "residual"
+            extras = extras._replace(gram=gram)
+        options = options._replace(algorithm=None if algorithm == "non-negative" else algorithm)
+
+    def spread(a: jax.Array | None, trailing: int) -> jax.Array | None:
+        return None if a is None else jnp.broadcast_to(a, (*batch, *a.shape[a.ndim - trailing :]))
+
+    arrays = extras._replace(
+        tol=spread(extras.tol, 0),
+        rtol=spread(extras.rtol, 0),
+        gram=None,
+        correlations=spread(extras.correlations, 1),
+        candidates=spread(extras.candidates, 1),
+    )
+
+    def solve(part: tuple[jax.Array, Extras]) -> tuple[SparseCode, jax.Array]:
+        code, sane = _solve(options, dictionary, part[0], part[1]._replace(gram=extras.gram))
+        return code, jnp.broadcast_to(sane, code.status.shape)
+
+    return solve_shares(solve, (signals, arrays), batch, shares)
 
 
 def _algorithm(options: Options, s: int, available: int, per_dictionary: int, b: int, has_gram: bool) -> str:
@@ -177,6 +217,7 @@ def _algorithm(options: Options, s: int, available: int, per_dictionary: int, b:
     return "rows" if b * s * available <= STORED_ROWS else "gram"
 
 
+@jax.jit
 def _coherence(gram: jax.Array) -> jax.Array:
     """Mean absolute cosine between atoms."""
     diag = jnp.diagonal(gram, axis1=-2, axis2=-1)

@@ -1,11 +1,12 @@
 """Supports and norms against float64: scikit-learn's OMP and the textbook one, at every k."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.linear_model import orthogonal_mp
 
-from sfrjax.pursuit import Status, densify, omp, reconstruct, residual
+from sfrjax.pursuit import Status, densify, omp, products, reconstruct, residual
 from tests.pursuit.reference import coherent, textbook, unit_atoms
 
 ALGORITHMS = ["rows", "gram", "residual"]
@@ -104,6 +105,38 @@ def test_candidates_against_textbook(with_gram, algorithm, kept):
         support, coefs, _ = textbook(atoms, signals[i], 6, candidates=candidates[i])
         assert code.support[i].tolist() == support
         np.testing.assert_allclose(code.coef[i], coefs[-1], rtol=1e-3, atol=1e-4)
+
+
+def test_few_candidates_are_all_that_is_read():
+    rng = np.random.default_rng(4)
+    atoms = rng.standard_normal((50, 24)).astype(np.float32)
+    signals = rng.standard_normal((2, 24)).astype(np.float32)
+    candidates = np.stack([rng.permutation(50)[:9] for _ in range(2)]).astype(np.int32)
+    candidates[1, 5:] = -1
+    gram = atoms @ atoms.T
+    unread = np.setdiff1d(np.arange(50), candidates)
+    code = omp(atoms, signals, n_nonzero_coefs=6, candidates=candidates, gram=gram)
+    # Traced, because an eager call would refuse them.
+    broken = jax.jit(lambda x: omp(x, signals, n_nonzero_coefs=6, candidates=candidates, gram=gram))
+    poisoned = broken(np.where(np.isin(np.arange(50), unread)[:, None], np.nan, atoms).astype(np.float32))
+    for i in range(2):
+        support, coefs, _ = textbook(atoms, signals[i], (6, 5)[i], candidates=candidates[i])
+        assert code.support[i, : len(support)].tolist() == support
+        np.testing.assert_allclose(code.coef[i, : len(support)], coefs[-1], rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(poisoned.support, code.support)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("width", [24, 40])  # a remainder alone; whole chunks and a remainder
+def test_correlations_of_candidates_in_chunks(monkeypatch, width, dtype):
+    monkeypatch.setattr(products, "CHUNK", 16)
+    rng = np.random.default_rng(6)
+    atoms = rng.standard_normal((7, width)).astype(dtype)
+    signals = rng.standard_normal((3, width)).astype(np.float32)
+    index = rng.integers(0, 7, (3, 4)).astype(np.int32)
+    got = products.candidate_correlations(jnp.asarray(atoms), jnp.asarray(signals), jnp.asarray(index), jnp.float32)
+    expected = np.einsum("bkd,bd->bk", atoms[index].astype(np.float64), signals)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
