@@ -7,7 +7,7 @@ from sfrjax.pursuit import omp
 from tests.pursuit.reference import textbook
 
 ATOMS, SIGNALS, S = 32, 8, 12
-TIE = 32  # in float32 eps of |signal| |atom|; 10 was the most of 12 pairs in 720 when this was written
+TIE = 2  # in float32 eps of |signal| |atom| / h, h the least sine between an atom of the support and those before it
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,8 @@ def test_per_image_equals_float64_at_every_k(maps, with_gram):
 
 
 def test_per_position_equals_float64_but_for_ties(maps):
-    """At every k the choice is float64's, or a tie: as good to a few units of rounding of the signal's norm."""
+    """At every k the choice is float64's, or a tie: as good to float32's rounding, which a nearly dependent support
+    amplifies (19 of 720 pairs when this was written, 14 of them with correlations below rounding level)."""
     n, _, _, channels = maps.shape
     own = maps.reshape(n, -1, channels).swapaxes(0, 1)[::11]
     atoms, signals = own[:, :ATOMS], own[:, ATOMS:].swapaxes(0, 1)
@@ -56,9 +57,9 @@ def test_per_position_equals_float64_but_for_ties(maps):
             )
             continue
         wide = atoms[p].astype(np.float64)
-        error = signals[i, p] - (coefs[k - 1] @ wide[support[:k]] if k else 0)
-        behind = (wide[support[k]] - wide[used[k]]) @ error
-        assert (
-            behind <= TIE * np.finfo(np.float32).eps * size * np.linalg.norm(wide[[support[k], used[k]]], axis=1).max()
-        )
+        before = wide[support[:k]]
+        error = signals[i, p] - (coefs[k - 1] @ before if k else 0)
+        sines = np.abs(np.diag(np.linalg.qr(before.T).R)) / np.linalg.norm(before, axis=1) if k else np.ones(1)
+        rounding = np.finfo(np.float32).eps * size * np.linalg.norm(wide[support[k]]) / sines.min()
+        assert (wide[support[k]] - wide[used[k]]) @ error <= TIE * rounding
     assert same >= 0.95 * signals[..., 0].size
