@@ -37,7 +37,7 @@ def test_per_image_equals_float64_at_every_k(maps, with_gram):
 
 def test_per_position_equals_float64_but_for_ties(maps):
     """At every k the choice is float64's, or a tie: as good to float32's rounding, which a nearly dependent support
-    amplifies (19 of 720 pairs when this was written, 14 of them with correlations below rounding level)."""
+    amplifies (19 of 752 pairs when this was written)."""
     n, _, _, channels = maps.shape
     own = maps.reshape(n, -1, channels).swapaxes(0, 1)[::11]
     atoms, signals = own[:, :ATOMS], own[:, ATOMS:].swapaxes(0, 1)
