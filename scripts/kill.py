@@ -25,7 +25,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from sfrjax.bank import load_bank
+from sfrjax.bank_file import load_bank
 
 SETTINGS = ["--levels", "3,4", "--sampling", "none", "--s", "2"]
 NOMINAL = 24
@@ -113,15 +113,14 @@ def rounds(count: int, seed: int) -> tuple[Counter[str], list[str]]:
         banks = {key: here / "whole" / f"{key}.bank" for key in ("few", "all")}
         commands = {
             "fit": ["fit", str(here / "nominal"), "--out", str(out / "part.bank"), *SETTINGS],
+            "extend": ["fit", str(here / "more"), "--extend", str(out / "part.bank")],
             "predict": ["predict", str(banks["few"]), str(here / "test"), "--out", str(out / "predicted")],
             "evaluate": ["evaluate", "--dataset", "folder", "--root", str(here), "--out", str(out / "eval"), *SETTINGS],
         }
         finish(["fit", str(here / "nominal"), "--out", str(banks["few"]), *SETTINGS], cache)
-        if extends():
-            commands["extend"] = ["fit", str(here / "more"), "--extend", str(out / "part.bank")]
-            shutil.copy(banks["few"], banks["all"])
-            finish(["fit", str(here / "more"), "--extend", str(banks["all"])], cache)
-        allowed = {identity(path) for path in banks.values() if path.exists()}
+        shutil.copy(banks["few"], banks["all"])
+        finish(["fit", str(here / "more"), "--extend", str(banks["all"])], cache)
+        allowed = {identity(path) for path in banks.values()}
         out.mkdir()
         shutil.copy(banks["few"], out / "part.bank")
         seconds = {command: finish(arguments, cache) for command, arguments in commands.items()}
@@ -129,7 +128,7 @@ def rounds(count: int, seed: int) -> tuple[Counter[str], list[str]]:
             command = list(commands)[number % len(commands)]
             if command == "extend":
                 shutil.copy(banks["few"], out / "part.bank")
-            sent = signal.SIGINT if number % 4 == 3 else signal.SIGKILL
+            sent = signal.SIGINT if number // len(commands) % 3 == 2 else signal.SIGKILL  # every command gets both
             for path in out.rglob("*.part"):
                 path.unlink()
             process = start(commands[command], cache)
@@ -146,15 +145,6 @@ def rounds(count: int, seed: int) -> tuple[Counter[str], list[str]]:
             ends[f"{command}: {ended}"] += 1
             wrong += [f"round {number}, {command}, {sent.name}: {problem}" for problem in found]
     return ends, wrong
-
-
-def extends() -> bool:
-    """Whether this version has fit --extend."""
-    code = "from sfrjax.cli import main; main()"
-    return (
-        "--extend"
-        in subprocess.run([sys.executable, "-c", code, "fit", "--help"], capture_output=True, text=True).stdout
-    )
 
 
 def main() -> None:
