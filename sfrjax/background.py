@@ -1,10 +1,15 @@
 """Work done by threads beside the consumer's own, in order and only so far ahead."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
+
+# Of each kind of work beside the computation: enough to keep an accelerator busy, and on few cores not so many as to
+# take them from the network for long.
+THREADS = min(max(2, os.cpu_count() or 1), 8)
 
 T = TypeVar("T")
 R = TypeVar("R")

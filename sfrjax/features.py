@@ -10,13 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sfrjax.backbones import Backbone, Preprocess, forward
-from sfrjax.background import ahead
+from sfrjax.background import THREADS, ahead
 from sfrjax.datasets.images import read_image
 from sfrjax.errors import SfrjaxError
 from sfrjax.settings import Level
-
-# Two decoders keep a batch ready without taking the cores from the network for long.
-DECODERS = 2
 
 
 class Batch(NamedTuple):
@@ -74,7 +71,7 @@ def image_batches(
 def _decode(
     paths: Iterable[Path], size: int, most: int, skipped: list[Skipped] | None
 ) -> Iterator[tuple[Path, np.ndarray, tuple[int, int]]]:
-    for path, future in ahead(partial(read_image, size=size), paths, threads=DECODERS, most=most):
+    for path, future in ahead(partial(read_image, size=size), paths, threads=THREADS, most=most):
         try:
             image, shape = future.result()
         except SfrjaxError as error:

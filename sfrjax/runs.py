@@ -3,12 +3,11 @@
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sfrjax.backbones import load_backbone
-from sfrjax.background import ahead
+from sfrjax.background import THREADS, ahead
 from sfrjax.bank import Bank
 from sfrjax.datasets import load_dataset
 from sfrjax.datasets.demo import write_demo_set
@@ -42,9 +41,6 @@ from sfrjax.report import (
 )
 from sfrjax.scoring import calibrated, threshold_from_nominal
 from sfrjax.settings import BATCH_SIZE, Settings
-
-# Threads that draw and write beside the computation.
-WRITERS = 2
 
 
 @dataclass(frozen=True)
@@ -152,16 +148,21 @@ def predict_images(
     tiles: list[tuple[float, int, Tile]] = []  # a heap, of the images with the highest scores
     options: dict[str, Any] = {"weights": weights, "batch_size": batch_size, "progress": progress}
     predictions = predict(bank, paths, settings, threshold=threshold, skipped=run.skipped, **options)
-    write = partial(_write_outputs, out, stems, threshold)
-    for prediction, written in ahead(write, predictions, threads=WRITERS, most=2 * WRITERS):
+
+    def write(prediction: Prediction) -> tuple[dict[str, Any], Tile | None]:
+        row, pictures = _write_outputs(out, stems[prediction.path], threshold, prediction)
+        if len(tiles) == MAX_TILES and prediction.score <= tiles[0][0]:  # and the lowest shown only gets higher
+            return row, None
+        return row, prediction_tile(row, threshold, thumbnails(*pictures))
+
+    for prediction, written in ahead(write, predictions, threads=THREADS, most=2 * THREADS):
         try:
-            row, pictures = written.result()
+            row, tile = written.result()
         except _Vanished as error:
             run.skipped.append(Skipped(prediction.path, str(error)))
             continue
         run.rows.append(row)
-        if len(tiles) < MAX_TILES or prediction.score > tiles[0][0]:
-            tile = prediction_tile(run.rows[-1], threshold, thumbnails(*pictures))
+        if tile is not None:
             heapq.heappush(tiles, (prediction.score, -len(run.rows), tile))
             if len(tiles) > MAX_TILES:
                 heapq.heappop(tiles)
@@ -176,14 +177,12 @@ class _Vanished(SfrjaxError):
     """An image that was there for its map, and is no more."""
 
 
-def _write_outputs(
-    out: Path, stems: dict[Path, Path], threshold: float, prediction: Prediction
-) -> tuple[dict[str, Any], Pictures]:
+def _write_outputs(out: Path, stem: Path, threshold: float, prediction: Prediction) -> tuple[dict[str, Any], Pictures]:
     """Write the maps and the overlay of one image; its row of scores.json, and the pictures drawn."""
     files = {
-        "map": Path("maps", f"{stems[prediction.path]}.tiff"),
-        "calibrated_map": Path("calibrated", f"{stems[prediction.path]}.tiff"),
-        "overlay": Path("overlays", f"{stems[prediction.path]}.png"),
+        "map": Path("maps", f"{stem}.tiff"),
+        "calibrated_map": Path("calibrated", f"{stem}.tiff"),
+        "overlay": Path("overlays", f"{stem}.png"),
     }
     try:
         pictures = draw(prediction, threshold)

@@ -52,7 +52,7 @@ def test_no_image_is_read_far_ahead(images, monkeypatch):
     batches = image_batches(images * 20, size=16, batch_size=2)
     next(batches)
     batches.close()
-    assert len(read) <= 2 + 4 + features.DECODERS
+    assert len(read) <= 2 + 4 + features.THREADS
 
 
 def _blank(size):

@@ -9,7 +9,16 @@ from PIL import Image
 from sfrjax.errors import SfrjaxError
 from sfrjax.files import output_folder, replacing
 from sfrjax.pipeline import Metrics, Prediction
-from sfrjax.report import MASK_COLOUR, THRESHOLD_COLOUR, contact_sheet, draw, mean_metrics, output_stems, side_by_side
+from sfrjax.report import (
+    MASK_COLOUR,
+    THRESHOLD_COLOUR,
+    contact_sheet,
+    draw,
+    mean_metrics,
+    output_stems,
+    side_by_side,
+    write_picture,
+)
 
 
 def prediction(tmp_path, size, region):
@@ -52,6 +61,17 @@ def test_overlay_without_a_threshold_has_no_line_and_runs_to_the_largest_value(t
     for picture in pictures:
         assert not (picture == THRESHOLD_COLOUR).all(axis=-1).any()
     assert pictures[0][20, 30].sum() > pictures[1][20, 30].sum()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 1), (1, 5), (130, 77)])
+def test_a_picture_is_read_back_as_it_was_written(tmp_path, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    write_picture(tmp_path / "a.png", Image.fromarray(pixels))
+    with Image.open(tmp_path / "a.png") as read:
+        read.verify()  # checksums
+    read = Image.open(tmp_path / "a.png")
+    assert (read.format, read.mode) == ("PNG", "RGB")
+    np.testing.assert_array_equal(np.asarray(read), pixels)
 
 
 def test_output_names():

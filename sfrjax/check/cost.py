@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sfrjax.backbones import untrained_backbone
+from sfrjax.background import THREADS
 from sfrjax.bank import CALIBRATION_IMAGES, bank_bytes
-from sfrjax.features import DECODERS, extract
+from sfrjax.features import extract
 from sfrjax.gram import COLUMNS
 from sfrjax.settings import BATCH_SIZE, Settings
 
@@ -62,7 +63,7 @@ def fit_cost(settings: Settings, n_images: int, decoding: float) -> Cost:
     # size / (n itemsize).
     gram = _seconds(lambda: product(block)) / (block.shape[0] ** 2 * COLUMNS) * n_images * size / itemsize / 2
     calibration = min(n_images, CALIBRATION_IMAGES) / batch * 2 * size / BANK_RATE
-    decode = decoding / min(DECODERS, os.cpu_count() or 1)
+    decode = decoding / min(THREADS, os.cpu_count() or 1)
     seconds = compilation + n_images * max(network, decode) + gram + calibration
     basis = (
         f"measured here: network {1000 * network:.0f} ms an image, decoding {1000 * decode:.0f} ms, compilation "
