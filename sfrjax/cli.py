@@ -362,7 +362,9 @@ def main() -> None:
         sys.exit(f"sfrjax: {error}")
     except _Interrupted:
         print(
-            "\nsfrjax: interrupted; every file written is whole. To go on, give the same command again", file=sys.stderr
+            "\nsfrjax: interrupted; every file written is whole. The same command starts again from the first image "
+            "(a download goes on where it broke off)",
+            file=sys.stderr,
         )
         sys.exit(130)
     except BrokenPipeError:  # `sfrjax ... | head`

@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -338,7 +338,7 @@ def evaluate(
     del bank  # the metrics need its memory
     predictions = tuple(found[sample.image] for sample in category.test)
     masks = read_masks(category)
-    curves = measure_curves(category, predictions, masks)
+    curves = measure_curves(category, predictions, masks, progress=progress)
     return Evaluation(category, curves.metrics, predictions, masks, threshold, curves)
 
 
@@ -365,14 +365,22 @@ def measure(category: Category, predictions: Sequence[Prediction], masks: Sequen
     return measure_curves(category, predictions, masks).metrics
 
 
-def measure_curves(category: Category, predictions: Sequence[Prediction], masks: Sequence[np.ndarray] | None) -> Curves:
-    """Curves and areas; arguments as for `measure`."""
+def measure_curves(
+    category: Category,
+    predictions: Sequence[Prediction],
+    masks: Sequence[np.ndarray] | None,
+    *,
+    progress: bool = False,
+) -> Curves:
+    """Curves and areas; arguments as for `measure`, and `progress` as in `fit`."""
     anomalous = np.array([sample.anomalous for sample in category.test], bool)
-    images = roc([anomalous], [np.array([prediction.score for prediction in predictions])])
-    if masks is None:
-        return Curves(images, None, None)
-    maps = [prediction.anomaly_map for prediction in predictions]
-    return Curves(images, roc(masks, maps), pro(masks, maps))
+    scores = np.array([prediction.score for prediction in predictions])
+    steps: list[Callable[[], Any]] = [lambda: roc([anomalous], [scores])]
+    if masks is not None:
+        maps = [prediction.anomaly_map for prediction in predictions]
+        steps += [lambda: roc(masks, maps), lambda: pro(masks, maps)]
+    images, *pixels = [step() for step in tracked(steps, "Measuring", len(steps), shown=progress)]
+    return Curves(images, *(pixels or (None, None)))
 
 
 def read_masks(category: Category) -> tuple[np.ndarray, ...] | None:

@@ -27,6 +27,7 @@ from sfrjax.features import Skipped
 from sfrjax.files import replacing
 from sfrjax.page.gallery import Thumbnail, thumbnails
 from sfrjax.pipeline import Detection, Evaluation, Metrics, Prediction
+from sfrjax.progress import tracked
 from sfrjax.scoring import calibrated, resize_map
 from sfrjax.settings import Settings
 from sfrjax.version import __version__
@@ -133,7 +134,7 @@ def draw(prediction: Prediction, threshold: float | None, *, largest: float = 0.
     image = image.resize(size, Image.Resampling.BILINEAR)
     unit = largest / 2 if threshold is None else threshold
     relative = calibrated(resize_map(prediction.anomaly_map, size[::-1]), unit)
-    level = Image.fromarray(np.clip(128 * relative, 0, 255).astype(np.uint8))
+    level = Image.fromarray((128 * np.clip(relative, 0, 255 / 128)).astype(np.uint8))
     opacity = level.point(OPACITY)
     level.putpalette(HEAT)
     heat = level.convert("RGB")
@@ -175,12 +176,18 @@ def write_picture(path: Path, picture: Image.Image) -> None:
 
 
 def write_evaluation_pictures(
-    evaluation: Evaluation, folder: Path, shown: Collection[int] = ()
+    evaluation: Evaluation, folder: Path, shown: Collection[int] = (), *, progress: bool = False
 ) -> tuple[list[Path], dict[int, tuple[Thumbnail, ...]]]:
     """An image beside its overlay for every test image, in folder/<defect>/<name>.png.
 
+    Args:
+        evaluation: of a category.
+        folder: to write to.
+        shown: indices of the test images of which thumbnails are wanted.
+        progress: show a progress bar on standard error.
+
     Returns:
-        the files, and thumbnails of the test images with indices in `shown`.
+        the files, and the thumbnails.
     """
     category = evaluation.category
     stems = output_stems([Path(sample.defect, sample.image.name) for sample in category.test])
@@ -193,8 +200,9 @@ def write_evaluation_pictures(
         write_picture(paths[i], side_by_side(pictures, masks[i]))
         return thumbnails(*pictures, masks[i]) if i in shown else ()
 
-    written = ((i, done.result()) for i, done in ahead(write, range(len(paths)), threads=THREADS, most=2 * THREADS))
-    return paths, {i: small for i, small in written if small}
+    written = ahead(write, range(len(paths)), threads=THREADS, most=2 * THREADS)
+    drawn = {i: done.result() for i, done in tracked(written, "Drawing", len(paths), shown=progress)}
+    return paths, {i: small for i, small in drawn.items() if small}
 
 
 def write_evaluation_maps(evaluation: Evaluation, folder: Path) -> None:

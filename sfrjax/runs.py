@@ -3,10 +3,11 @@
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from sfrjax.backbones import load_backbone
+from sfrjax.backbones import Backbone, load_backbone
 from sfrjax.background import THREADS, ahead
 from sfrjax.bank import Bank
 from sfrjax.datasets import load_dataset
@@ -100,7 +101,9 @@ def evaluate_dataset(
         if evaluation.detection is not None:
             run.detections[category.name] = evaluation.detection
         shown = worst_first(evaluation)[: max(1, MAX_TILES // len(loaded))]
-        paths, small = write_evaluation_pictures(evaluation, out / "overlays" / category.name, shown)
+        _withdraw(out, "results.json", "report.html")
+        overlays = out / "overlays" / category.name
+        paths, small = write_evaluation_pictures(evaluation, overlays, shown, progress=progress)
         run.pictures[category.name] = paths
         links = [paths[i].relative_to(out) for i in shown]
         sections.append(evaluation_section(evaluation, shown, [small[i] for i in shown], links))
@@ -121,6 +124,7 @@ def predict_images(
     quantile: float | None = None,
     threshold: float | None = None,
     weights: str | Path | None = None,
+    backbone: Backbone | None = None,
     batch_size: int = BATCH_SIZE,
     command: str | None = None,
     progress: bool = False,
@@ -132,7 +136,7 @@ def predict_images(
         bank, images, out: what to use, look at and write to.
         quantile: the share of nominal images that the threshold should pass; the bank's own where None.
         threshold: the threshold itself, instead of one from the bank's nominal scores.
-        weights, batch_size, progress: as in `predict`.
+        weights, backbone, batch_size, progress: as in `predict`.
         command: the command line that was given, for the report.
 
     Raises:
@@ -146,7 +150,7 @@ def predict_images(
         threshold = threshold_from_nominal(bank.nominal_scores, settings.quantile)
     run = PredictionRun(threshold, [], [])
     tiles: list[tuple[float, int, Tile]] = []  # a heap, of the images with the highest scores
-    options: dict[str, Any] = {"weights": weights, "batch_size": batch_size, "progress": progress}
+    options: dict[str, Any] = {"weights": weights, "backbone": backbone, "batch_size": batch_size, "progress": progress}
     predictions = predict(bank, paths, settings, threshold=threshold, skipped=run.skipped, **options)
 
     def write(prediction: Prediction) -> tuple[dict[str, Any], Tile | None]:
@@ -155,7 +159,9 @@ def predict_images(
             return row, None
         return row, prediction_tile(row, threshold, thumbnails(*pictures))
 
-    for prediction, written in ahead(write, predictions, threads=THREADS, most=2 * THREADS):
+    first = list(islice(predictions, 1))  # what is wrong with the network or the settings is said now
+    _withdraw(out, "scores.json", "scores.csv", "report.html")
+    for prediction, written in ahead(write, chain(first, predictions), threads=THREADS, most=2 * THREADS):
         try:
             row, tile = written.result()
         except _Vanished as error:
@@ -171,6 +177,13 @@ def predict_images(
     shown = [tile for _, _, tile in tiles]
     write_prediction_page(out / "report.html", scores, shown, bank.nominal_scores, command=command)
     return run
+
+
+def _withdraw(out: Path, *summaries: str) -> None:
+    """Remove the summaries of an earlier run before its maps and pictures are replaced: a run that is interrupted must
+    not leave them beside its own."""
+    for name in summaries:
+        (out / name).unlink(missing_ok=True)
 
 
 class _Vanished(SfrjaxError):

@@ -210,6 +210,30 @@ def test_evaluate_without_masks_gives_the_image_score_only(capsys, copy, tmp_pat
     assert metrics["image_auroc"] > 0.5
 
 
+def test_a_run_that_breaks_off_leaves_no_summary_of_the_one_before(capsys, parts, bank, tmp_path, monkeypatch):
+    commands = {
+        tmp_path / "predicted": ["predict", bank, parts / "test"],
+        tmp_path / "evaluated": ["evaluate", "--dataset", "folder", "--root", parts, *SMALL],
+    }
+    for out, command in commands.items():
+        assert run(capsys, *command, "--out", out)[0] == 0
+    wrong = [*commands[tmp_path / "predicted"], "--out", tmp_path / "predicted", "--weights", tmp_path / "nowhere"]
+    assert run(capsys, *wrong)[0] == 1
+    assert (tmp_path / "predicted" / "scores.json").exists()  # it had not begun
+
+    def interrupted(*_):
+        raise cli._Interrupted
+
+    monkeypatch.setattr("sfrjax.runs.write_picture", interrupted)
+    monkeypatch.setattr("sfrjax.report.write_picture", interrupted)
+    for out, command in commands.items():
+        status, _, err = run(capsys, *command, "--out", out)
+        assert status == 130
+        assert "starts again from the first image" in err
+        assert not [path for path in out.iterdir() if path.is_file()]
+        assert list(out.rglob("*.png"))  # the earlier run's, whole
+
+
 def test_several_categories_after_one_option():
     split = cli._repeat_option(["evaluate", "--category", "a", "b", "--out", "x", "--category", "c"], "--category")
     assert split == ["evaluate", "--category", "a", "--category", "b", "--out", "x", "--category", "c"]

@@ -11,9 +11,11 @@ from sfrjax.weights.fetch import cache_folder, fetch, find, local_path, locate
 
 app = typer.Typer(help="Pre-trained weights: list, download, convert, verify.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="Backbone or weights name, such as resnet50 or resnet50.tv_in1k.")]
+NAMED = "of `sfrjax weights list`, such as resnet50.tv_in1k, or resnet50 for short."
+Name = Annotated[str, typer.Argument(help=f"A name {NAMED}")]
 File = Annotated[
-    Path | None, typer.Option("--weights", help="A .pth or .safetensors file (default: the named weights).")
+    Path | None,
+    typer.Option("--weights", help="A .pth or .safetensors file; the named weights otherwise, fetched if need be."),
 ]
 
 
@@ -37,8 +39,11 @@ def list_() -> None:
 
 
 @app.command("fetch")
-def fetch_(names: Annotated[list[str], typer.Argument(help="Backbone or weights names.")]) -> None:
-    """Download named weights into the cache, verified; those already there are only verified."""
+def fetch_(names: Annotated[list[str], typer.Argument(help=f"Names {NAMED}")]) -> None:
+    """Download named weights into the cache and verify them; those already here are only verified.
+
+    Without a network: run this where there is one with SFRJAX_CACHE set to a folder, and take that folder along.
+    """
     for entry in [find(name) for name in names]:
         located = fetch(entry)
         typer.echo(f"{located.name}: {located.path} (SHA-256 {located.sha256}, {entry.licence})")

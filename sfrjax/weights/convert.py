@@ -2,22 +2,22 @@
 
 import json
 import os
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from sfrjax.backbones.loading import describe, folded_parameters, network_config
-from sfrjax.errors import SfrjaxError
+from sfrjax.files import replacing
 from sfrjax.weights.catalogue import CATALOGUE
 from sfrjax.weights.fetch import locate
 from sfrjax.weights.opening import open_weights
 
 
 def convert(name: str, output: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None) -> Path:
-    """Writes a backbone's folded float32 parameters to a .safetensors file, atomically.
+    """Writes a backbone's folded float32 parameters to a .safetensors file, whole or not at all.
 
     The file holds PATH.kernel and PATH.bias of every convolution and, in its metadata under "sfrjax", JSON with the
     backbone, how its network differs from the default, the preprocessing, and where the weights came from (file,
@@ -51,17 +51,9 @@ def convert(name: str, output: str | os.PathLike[str], weights: str | os.PathLik
     tensors: dict[str, np.ndarray] = {}
     for path, kernel, bias in parameters:
         tensors[f"{path}.kernel"], tensors[f"{path}.bias"] = np.ascontiguousarray(kernel), bias
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=output.parent, prefix=output.name, suffix=".part")
-        os.close(handle)
+    with replacing(output) as temporary:
         try:
             save_file(tensors, temporary, {"sfrjax": json.dumps(description)})
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, output)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except Exception as e:  # the library reports a full disk as its own error type
-        raise SfrjaxError(f"cannot write {output}: {e}") from e
+        except SafetensorError as error:  # which a full disk is reported as
+            raise OSError(str(error)) from error
     return output

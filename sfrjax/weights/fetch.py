@@ -55,7 +55,7 @@ def find(name: str) -> Entry:
     for entry in CATALOGUE.values():
         if name in (entry.name, entry.backbone):
             return entry
-    raise SfrjaxError(f"no weights are known by the name {name}; known are {', '.join(CATALOGUE)}. Or give a file")
+    raise SfrjaxError(f"no weights are known by the name {name}; known are {', '.join(CATALOGUE)}")
 
 
 def cache_folder() -> Path:

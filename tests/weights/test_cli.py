@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
@@ -76,3 +76,16 @@ def test_convert_wants_a_safetensors_name(tmp_path):
     with pytest.raises(SfrjaxError, match=r"end in \.safetensors"):
         run("convert", "efficientnet_lite0", "--output", tmp_path / "x.pth")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("sfrjax.weights.convert.save_file", full)
+    output = tmp_path / "x.safetensors"
+    output.write_bytes(b"old")
+    with pytest.raises(SfrjaxError, match=r"x\.safetensors: cannot be written \(.*No space left"):
+        run("convert", "efficientnet_lite0", "--output", output)
+    assert output.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [output]
