@@ -12,13 +12,16 @@ import numpy as np
 
 from sfrjax.backbones import untrained_backbone
 from sfrjax.background import THREADS
-from sfrjax.bank import CALIBRATION_IMAGES, bank_bytes
+from sfrjax.bank import CALIBRATION_IMAGES, TensorSpec, bank_specs, spec_bytes
 from sfrjax.features import extract
 from sfrjax.gram import COLUMNS
 from sfrjax.settings import BATCH_SIZE, Settings
 
-# Bytes per second at which the pursuits that set the threshold pass through the bank; assumed, not measured.
+# Assumed, not measured: seconds to start, to load the weights and to compile what is not the network; bytes per second
+# at which the pursuits that set the threshold read features, and at which the bank is written.
+START = 6
 BANK_RATE = 10e9
+WRITE_RATE = 0.4e9
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def fit_cost(settings: Settings, n_images: int, decoding: float) -> Cost:
         decoding: seconds of one core to read an image.
     """
     backbone = untrained_backbone(settings.backbone, levels=settings.feature_levels, dtype=settings.dtype)
-    size = bank_bytes(backbone, settings, n_images)
+    specs = bank_specs(backbone, settings, n_images)
+    size = sum(map(spec_bytes, specs.values()))
     itemsize = 4 if settings.atoms_dtype == "float32" else 2
     batch = min(BATCH_SIZE, n_images)
     shape = (batch, settings.image_size, settings.image_size, 3)
@@ -62,14 +66,25 @@ def fit_cost(settings: Settings, n_images: int, decoding: float) -> Cost:
     # A Gram matrix is n^2 / 2 multiplications for each of the bank's columns, of which there are about
     # size / (n itemsize).
     gram = _seconds(lambda: product(block)) / (block.shape[0] ** 2 * COLUMNS) * n_images * size / itemsize / 2
-    calibration = min(n_images, CALIBRATION_IMAGES) / batch * 2 * size / BANK_RATE
+    calibration = _bytes_read(settings, specs, n_images, batch) / BANK_RATE
     decode = decoding / min(THREADS, os.cpu_count() or 1)
-    seconds = compilation + n_images * max(network, decode) + gram + calibration
+    seconds = START + compilation + n_images * max(network, decode) + gram + calibration + size / WRITE_RATE
     basis = (
         f"measured here: network {1000 * network:.0f} ms an image, decoding {1000 * decode:.0f} ms, compilation "
-        f"{compilation:.0f} s, Gram matrices {gram:.0f} s; assumed: {BANK_RATE / 1e9:.0f} GB/s for the threshold"
+        f"{compilation:.0f} s, Gram matrices {gram:.0f} s; assumed: {START} s to start, "
+        f"{BANK_RATE / 1e9:.0f} GB/s to set the threshold, {WRITE_RATE / 1e9:.1f} GB/s to write"
     )
     return Cost(size, seconds, basis)
+
+
+def _bytes_read(settings: Settings, specs: dict[str, TensorSpec], n_images: int, batch: int) -> float:
+    """What leave-one-out scoring reads: whole levels for each batch, parts of them for each image."""
+    reference = sum(spec_bytes(spec) for name, spec in specs.items() if name == "reference.atoms")
+    scored = sum(spec_bytes(spec) for name, spec in specs.items() if name.endswith(".atoms")) - reference
+    images = min(n_images, CALIBRATION_IMAGES)
+    by_batch = reference + (scored if settings.sampling == "none" or settings.mode == "pixel" else 0)
+    by_image = (settings.s + (settings.s_ref if settings.sampling != "none" else 0)) * scored / n_images
+    return images * (by_batch / batch + by_image)
 
 
 def _seconds(work: Callable[[], Any]) -> float:
