@@ -8,7 +8,7 @@ second run on). Medians and minima over rounds.
 
 `folders`: what `sfrjax predict` does with a folder, all files and the page included, network and bank loaded. Beside it
 the same images decoded, and computed from memory to anomaly map, either alone; interleaved rounds, medians per image.
-`ratio` is predict over the slower of the two, `writing` the parts of what it does besides (by one thread in turn). `cpu`
+`ratio` is predict over the slower of the two, `writing` the parts of what it does besides (one thread in turn). `cpu`
 is the time that all threads together spent on the processor: where predict takes its `cpu` divided by the number of
 cores, it could not be faster by any order of the same work.
 

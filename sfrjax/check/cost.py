@@ -12,7 +12,7 @@ import numpy as np
 
 from sfrjax.backbones import untrained_backbone
 from sfrjax.background import THREADS
-from sfrjax.bank import CALIBRATION_IMAGES, TensorSpec, bank_specs, spec_bytes
+from sfrjax.bank import CALIBRATION_IMAGES, TensorSpec, bank_bytes, bank_specs, spec_bytes
 from sfrjax.features import extract
 from sfrjax.gram import COLUMNS
 from sfrjax.settings import BATCH_SIZE, Settings
@@ -49,7 +49,7 @@ def fit_cost(settings: Settings, n_images: int, decoding: float) -> Cost:
     """
     backbone = untrained_backbone(settings.backbone, levels=settings.feature_levels, dtype=settings.dtype)
     specs = bank_specs(backbone, settings, n_images)
-    size = sum(map(spec_bytes, specs.values()))
+    size = bank_bytes(backbone, settings, n_images)
     itemsize = 4 if settings.atoms_dtype == "float32" else 2
     batch = min(BATCH_SIZE, n_images)
     shape = (batch, settings.image_size, settings.image_size, 3)
