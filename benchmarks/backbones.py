@@ -1,6 +1,7 @@
 """Backbones against torch on this machine's CPU: `python benchmarks/backbones.py [--json FILE]`; some four minutes.
 
-Speed: the forward pass (uint8 pixels in, levels 1-4 out, preprocessing included), sfrjax and torch alternating. torch
+Speed: the forward pass (uint8 pixels in, levels 1-4 out, preprocessing included), sfrjax and torch alternating,
+with a pause between them, in which the threads of the one that ran go to sleep. torch
 runs with BatchNorm folded and in whichever memory layout is faster, sfrjax as it is. Random parameters, so that no
 download is needed; the largest relative difference between the two is printed beside the times.
 Loading: peak memory above the interpreter's own, over the size of the file.
@@ -33,6 +34,7 @@ from safetensors.numpy import save_file
 from sfrjax.backbones import forward, load_backbone
 
 LEVELS = (1, 2, 3, 4)
+PAUSE = 0.25  # seconds before every timed call: a library's threads wait actively for a while after its call
 RUNS = [("wide_resnet50_2", 1, 9), ("wide_resnet50_2", 8, 5), ("resnet50", 1, 15), ("resnet50", 8, 7)]
 RUNS += [("efficientnet_lite0", 1, 31), ("efficientnet_lite0", 8, 15)]
 
@@ -165,7 +167,9 @@ def measure(name: str, batch: int, repeats: int, weights: Path) -> dict[str, obj
         ours, theirs = [], []
         others = CpuOfOthers()
         for _ in range(repeats):
+            time.sleep(PAUSE)
             ours.append(seconds(lambda: jax.block_until_ready(run(backbone.state, images))))
+            time.sleep(PAUSE)
             theirs.append(seconds(torch_run, layout))
         cores_taken = others.cores()
 
