@@ -1,9 +1,9 @@
 """Backbones against torch on this machine's CPU: `python benchmarks/backbones.py [--json FILE]`; some four minutes.
 
-Speed: the forward pass (uint8 pixels in, levels 1-4 out, preprocessing included), sfrjax and torch alternating,
-with a pause between them, in which the threads of the one that ran go to sleep. torch
-runs with BatchNorm folded and in whichever memory layout is faster, sfrjax as it is. Random parameters, so that no
-download is needed; the largest relative difference between the two is printed beside the times.
+Speed: the forward pass (uint8 pixels in, levels 1-4 out, preprocessing included), sfrjax and torch alternating. Between
+them is a pause, in which the threads of the one that ran go to sleep, and a call that is not timed. torch runs with
+BatchNorm folded and in whichever memory layout is faster, sfrjax as it is. Random parameters, so that no download is
+needed; the largest relative difference between the two is printed beside the times.
 Loading: peak memory above the interpreter's own, over the size of the file.
 Start: seconds from a new process to the first features, without and with JAX's persistent compilation cache; the rows
 of the speed table have the same for the compilation alone.
@@ -34,7 +34,7 @@ from safetensors.numpy import save_file
 from sfrjax.backbones import forward, load_backbone
 
 LEVELS = (1, 2, 3, 4)
-PAUSE = 0.25  # seconds before every timed call: a library's threads wait actively for a while after its call
+PAUSE = 0.25  # seconds: a library's threads wait actively for a while after its call, which takes a core from the other
 RUNS = [("wide_resnet50_2", 1, 9), ("wide_resnet50_2", 8, 5), ("resnet50", 1, 15), ("resnet50", 8, 7)]
 RUNS += [("efficientnet_lite0", 1, 31), ("efficientnet_lite0", 8, 15)]
 
@@ -167,10 +167,8 @@ def measure(name: str, batch: int, repeats: int, weights: Path) -> dict[str, obj
         ours, theirs = [], []
         others = CpuOfOthers()
         for _ in range(repeats):
-            time.sleep(PAUSE)
-            ours.append(seconds(lambda: jax.block_until_ready(run(backbone.state, images))))
-            time.sleep(PAUSE)
-            theirs.append(seconds(torch_run, layout))
+            ours.append(rested(lambda: jax.block_until_ready(run(backbone.state, images))))
+            theirs.append(rested(lambda: torch_run(layout)))
         cores_taken = others.cores()
 
     errors = []
@@ -245,6 +243,13 @@ def seconds(function, *arguments) -> float:
     start = time.perf_counter()
     function(*arguments)
     return time.perf_counter() - start
+
+
+def rested(call: Callable[[], object]) -> float:
+    """Seconds of a call after a pause and an untimed call."""
+    time.sleep(PAUSE)
+    call()
+    return seconds(call)
 
 
 @functools.cache
