@@ -11,10 +11,11 @@ solves orthogonal least squares, so a speed anchor only, and cannot take the Gra
 Gram space, and on a GPU orthogonal-matching-pursuit-gpu. A peer that is not installed is left out, with a line
 saying so.
 "sfrjax" is the plain call, "sfrjax-jit" the same inside a jitted function.
-Rounds are interleaved, so that a slow spell of the machine meets all, with a pause, in which the
-threads of the one before go to sleep, and an untimed call before every one that takes less than a second. `support_agreement` is the share of signals with
-the same set of atoms as a float64 NumPy OMP. Floors: W1 and W2 the necessary flops over the measured rate of a large
-matrix product; W3 (atoms once, plus s rows per signal) and W4 (atoms once) bytes over the measured rate of a large sum.
+Rounds are interleaved, so that a slow spell of the machine meets all; before every timed call that takes less than a
+second are a pause, in which the threads of the one before go to sleep, and an untimed call. `support_agreement` is the
+share of signals with the same set of atoms as a float64 NumPy OMP. Floors: W1 and W2 the necessary flops over the
+measured rate of a large matrix product; W3 (atoms once, plus s rows per signal) and W4 (atoms once) bytes over the
+measured rate of a large sum.
 """
 
 import argparse
@@ -261,7 +262,7 @@ def measure(work: Workload, peers: dict[str, Callable]) -> list[dict]:
     for i in range(FAST):
         for name, call in calls.items():
             if i < SLOW or times[name][0][0] < 1:
-                if times[name][0][0] < 1:
+                if not times[name] or times[name][0][0] < 1:
                     time.sleep(PAUSE)
                     call()
                 wall, cpu = time.perf_counter(), time.process_time()
