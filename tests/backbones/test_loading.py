@@ -246,7 +246,7 @@ def test_conversion_keeps_conventions_and_provenance(checkpoint, tmp_path):
 
 def test_conversion_to_a_place_that_cannot_be_written(tmp_path, resnet18):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SfrjaxError, match="cannot write"):
+    with pytest.raises(SfrjaxError, match="cannot be written"):
         convert("resnet18", tmp_path / "file" / "out.safetensors", resnet18)
 
 
