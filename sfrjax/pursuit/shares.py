@@ -2,7 +2,7 @@
 
 XLA deals the small operations of a pursuit's steps to one pool of threads. Within one program the blocks of two loops
 therefore keep changing cores, and little is won by the second one. Executions started by threads of their own stay
-apart: on two cores W1 and W2 of `benchmarks/omp.py` take 0.55 to 0.95 of the time of one program with two loops.
+apart: on two cores W1 and W2 of `benchmarks/omp.py` take 0.50 to 0.95 of the time of one program with two loops.
 """
 
 from collections.abc import Callable
