@@ -8,10 +8,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from sfrjax.backbones import Backbone, Preprocess, forward
 from sfrjax.background import THREADS, ahead
-from sfrjax.datasets.images import read_image
+from sfrjax.datasets.images import read_with_picture
 from sfrjax.errors import SfrjaxError
 from sfrjax.settings import Level
 
@@ -23,11 +24,13 @@ class Batch(NamedTuple):
         and nothing is traced twice.
     paths: the files of the real rows.
     shapes: their original (height, width) in pixels.
+    pictures: the images themselves, RGB and upright, reduced; none unless asked for.
     """
 
     images: np.ndarray
     paths: tuple[Path, ...]
     shapes: tuple[tuple[int, int], ...]
+    pictures: tuple[Image.Image, ...] = ()
 
 
 class Skipped(NamedTuple):
@@ -38,7 +41,12 @@ class Skipped(NamedTuple):
 
 
 def image_batches(
-    paths: Iterable[Path], *, size: int, batch_size: int, skipped: list[Skipped] | None = None
+    paths: Iterable[Path],
+    *,
+    size: int,
+    batch_size: int,
+    skipped: list[Skipped] | None = None,
+    picture_side: int | None = None,
 ) -> Iterator[Batch]:
     """Decode images to [size, size] and yield them in batches, at most two batches ahead of the consumer.
 
@@ -47,6 +55,7 @@ def image_batches(
         size: side in pixels to which images are squashed.
         batch_size: rows of every batch.
         skipped: where given, unreadable images are appended to it and left out.
+        picture_side: where given, the images themselves come with the batch, at most so many pixels wide and high.
 
     Raises:
         SfrjaxError: an image cannot be read and `skipped` is not given, or batch_size is below 1.
@@ -56,30 +65,33 @@ def image_batches(
     buffer = np.zeros((batch_size, size, size, 3), np.uint8)
     names: list[Path] = []
     shapes: list[tuple[int, int]] = []
-    for path, image, shape in _decode(paths, size, 2 * batch_size, skipped):
+    pictures: list[Image.Image] = []
+    for path, image, shape, picture in _decode(paths, size, picture_side, 2 * batch_size, skipped):
         buffer[len(names)] = image
         names.append(path)
         shapes.append(shape)
+        if picture is not None:
+            pictures.append(picture)
         if len(names) == batch_size:
-            yield Batch(buffer, tuple(names), tuple(shapes))
+            yield Batch(buffer, tuple(names), tuple(shapes), tuple(pictures))
             # A new buffer: the last one may still be read by an asynchronous transfer.
-            buffer, names, shapes = np.zeros_like(buffer), [], []
+            buffer, names, shapes, pictures = np.zeros_like(buffer), [], [], []
     if names:
-        yield Batch(buffer, tuple(names), tuple(shapes))
+        yield Batch(buffer, tuple(names), tuple(shapes), tuple(pictures))
 
 
 def _decode(
-    paths: Iterable[Path], size: int, most: int, skipped: list[Skipped] | None
-) -> Iterator[tuple[Path, np.ndarray, tuple[int, int]]]:
-    for path, future in ahead(partial(read_image, size=size), paths, threads=THREADS, most=most):
+    paths: Iterable[Path], size: int, side: int | None, most: int, skipped: list[Skipped] | None
+) -> Iterator[tuple[Path, np.ndarray, tuple[int, int], Image.Image | None]]:
+    for path, future in ahead(partial(read_with_picture, size=size, side=side), paths, threads=THREADS, most=most):
         try:
-            image, shape = future.result()
+            decoded = future.result()
         except SfrjaxError as error:
             if skipped is None:
                 raise
             skipped.append(Skipped(path, str(error)))
             continue
-        yield path, image, shape
+        yield path, *decoded
 
 
 @partial(jax.jit, static_argnames=("graphdef", "preprocess", "levels", "neighbourhood"))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from PIL import Image
 
 from sfrjax.backbones import Backbone, load_backbone
 from sfrjax.bank import Bank, bank_bytes, bank_specs, build_bank, new_about
@@ -37,6 +38,7 @@ class Prediction(NamedTuple):
     anomaly_map: float32 [height, width], at the original image size.
     anomalous: whether the score is above the threshold; None without one.
     regions: what of the map is above it, highest score first; none exactly if the image is not anomalous.
+    picture: the image itself, RGB and upright, where `predict` was asked for it.
     """
 
     path: Path
@@ -44,6 +46,7 @@ class Prediction(NamedTuple):
     anomaly_map: np.ndarray
     anomalous: bool | None = None
     regions: tuple[Region, ...] = ()
+    picture: Image.Image | None = None
 
 
 class Metrics(NamedTuple):
@@ -242,6 +245,7 @@ def predict(
     backbone: Backbone | None = None,
     batch_size: int = BATCH_SIZE,
     skipped: list[Skipped] | None = None,
+    picture_side: int | None = None,
     progress: bool = False,
 ) -> Iterator[Prediction]:
     """Localise anomalies, image by image, in natural order of the paths (`im2` before `im10`), each once.
@@ -257,6 +261,8 @@ def predict(
         backbone: a network loaded for settings.feature_levels, instead of loading one here.
         batch_size: images per step.
         skipped: where given, unreadable images are appended to it and left out.
+        picture_side: where given, predictions hold the image too, reduced to at most so many pixels wide and high; who
+            draws it need not decode it again.
         progress: show a progress bar on standard error.
 
     Raises:
@@ -267,7 +273,10 @@ def predict(
     paths = list_images(images)
     backbone = _network(settings, backbone, weights)
     bank.check(backbone, settings)
-    batches = image_batches(paths, size=settings.image_size, batch_size=min(batch_size, len(paths)), skipped=skipped)
+    batch_size = min(batch_size, len(paths))
+    batches = image_batches(
+        paths, size=settings.image_size, batch_size=batch_size, skipped=skipped, picture_side=picture_side
+    )
     if threshold is None and isinstance(bank, Bank):
         threshold = threshold_from_nominal(bank.nominal_scores, settings.quantile)
     predictions = _predictions(bank, backbone, settings, batches, threshold)
@@ -438,8 +447,10 @@ def _predictions(
 
 def _collect(batch: Batch, maps: jax.Array, scores: jax.Array, threshold: float | None) -> Iterator[Prediction]:
     host_maps, host_scores = np.asarray(maps), np.asarray(scores)
-    for path, shape, anomaly_map, score in zip(batch.paths, batch.shapes, host_maps, host_scores, strict=False):
-        prediction = Prediction(path, float(score), resize_map(anomaly_map, shape))
+    pictures = batch.pictures or (None,) * len(batch.paths)
+    rows = zip(batch.paths, batch.shapes, pictures, host_maps, host_scores, strict=False)
+    for path, shape, picture, anomaly_map, score in rows:
+        prediction = Prediction(path, float(score), resize_map(anomaly_map, shape), picture=picture)
         if threshold is not None:
             regions = find_regions(anomaly_map, threshold, shape)
             prediction = prediction._replace(anomalous=bool(regions), regions=regions)

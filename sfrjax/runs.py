@@ -7,13 +7,14 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from sfrjax.backbones import Backbone, load_backbone
 from sfrjax.background import THREADS, ahead
 from sfrjax.bank import Bank
 from sfrjax.datasets import load_dataset
 from sfrjax.datasets.demo import write_demo_set
-from sfrjax.datasets.images import list_images
-from sfrjax.errors import SfrjaxError
+from sfrjax.datasets.images import list_images, reduced
 from sfrjax.features import Skipped
 from sfrjax.files import output_folder
 from sfrjax.page import (
@@ -23,10 +24,10 @@ from sfrjax.page import (
     write_evaluation_page,
     write_prediction_page,
 )
-from sfrjax.page.gallery import Tile, prediction_tile, thumbnails, worst_first
+from sfrjax.page.gallery import TILE_SIDE, Tile, prediction_tile, thumbnails, worst_first
 from sfrjax.pipeline import Detection, Metrics, Prediction, check_category, evaluate, predict
 from sfrjax.report import (
-    Pictures,
+    MAX_PICTURE_SIDE,
     contact_sheet,
     draw,
     evaluation_results,
@@ -130,7 +131,7 @@ def predict_images(
     progress: bool = False,
 ) -> PredictionRun:
     """Predict images; write out/scores.json, scores.csv, report.html and, per image, maps/*.tiff, calibrated/*.tiff
-    (the map in units of the threshold) and overlays/*.png.
+    (the map in units of the threshold) and overlays/*.jpg.
 
     Args:
         bank, images, out: what to use, look at and write to.
@@ -151,22 +152,22 @@ def predict_images(
     run = PredictionRun(threshold, [], [])
     tiles: list[tuple[float, int, Tile]] = []  # a heap, of the images with the highest scores
     options: dict[str, Any] = {"weights": weights, "backbone": backbone, "batch_size": batch_size, "progress": progress}
+    options["picture_side"] = MAX_PICTURE_SIDE  # decoded once, for the map and for the drawing
     predictions = predict(bank, paths, settings, threshold=threshold, skipped=run.skipped, **options)
 
     def write(prediction: Prediction) -> tuple[dict[str, Any], Tile | None]:
-        row, pictures = _write_outputs(out, stems[prediction.path], threshold, prediction)
+        image = prediction.picture
+        assert image is not None  # it was asked for
+        row = _write_outputs(out, stems[prediction.path], threshold, prediction, image)
         if len(tiles) == MAX_TILES and prediction.score <= tiles[0][0]:  # and the lowest shown only gets higher
             return row, None
-        return row, prediction_tile(row, threshold, thumbnails(*pictures))
+        small = draw(reduced(image, TILE_SIDE), prediction.anomaly_map, threshold)
+        return row, prediction_tile(row, threshold, thumbnails(*small))
 
     first = list(islice(predictions, 1))  # what is wrong with the network or the settings is said now
     _withdraw(out, "scores.json", "scores.csv", "report.html")
     for prediction, written in ahead(write, chain(first, predictions), threads=THREADS, most=2 * THREADS):
-        try:
-            row, tile = written.result()
-        except _Vanished as error:
-            run.skipped.append(Skipped(prediction.path, str(error)))
-            continue
+        row, tile = written.result()
         run.rows.append(row)
         if tile is not None:
             heapq.heappush(tiles, (prediction.score, -len(run.rows), tile))
@@ -186,25 +187,19 @@ def _withdraw(out: Path, *summaries: str) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-class _Vanished(SfrjaxError):
-    """An image that was there for its map, and is no more."""
-
-
-def _write_outputs(out: Path, stem: Path, threshold: float, prediction: Prediction) -> tuple[dict[str, Any], Pictures]:
-    """Write the maps and the overlay of one image; its row of scores.json, and the pictures drawn."""
+def _write_outputs(
+    out: Path, stem: Path, threshold: float, prediction: Prediction, image: Image.Image
+) -> dict[str, Any]:
+    """Write the maps and the overlay of one image; its row of scores.json."""
     files = {
         "map": Path("maps", f"{stem}.tiff"),
         "calibrated_map": Path("calibrated", f"{stem}.tiff"),
-        "overlay": Path("overlays", f"{stem}.png"),
+        "overlay": Path("overlays", f"{stem}.jpg"),
     }
-    try:
-        pictures = draw(prediction, threshold)
-    except SfrjaxError as error:
-        raise _Vanished(str(error)) from error
     write_map(out / files["map"], prediction.anomaly_map)
     write_map(out / files["calibrated_map"], calibrated(prediction.anomaly_map, threshold))
-    write_picture(out / files["overlay"], side_by_side(pictures))
-    row = {
+    write_picture(out / files["overlay"], side_by_side(draw(image, prediction.anomaly_map, threshold)))
+    return {
         "image": str(prediction.path),
         "score": prediction.score,
         "calibrated_score": float(calibrated(prediction.score, threshold)),
@@ -212,7 +207,6 @@ def _write_outputs(out: Path, stem: Path, threshold: float, prediction: Predicti
         "regions": [region._asdict() for region in prediction.regions],
         **{kind: path.as_posix() for kind, path in files.items()},
     }
-    return row, pictures
 
 
 def demo(out: str | Path = "sfrjax-demo", *, progress: bool = False) -> EvaluationRun:

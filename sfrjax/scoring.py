@@ -80,8 +80,10 @@ def calibrated(values: ArrayLike, threshold: float) -> NDArray[np.float32]:
     Where the threshold is 0 (nominal images that are all the same) any residual is far beyond it, and stays finite.
     """
     limits = np.finfo(np.float32)
-    unit = max(threshold, float(limits.tiny))
-    return np.minimum(np.asarray(values, np.float64) / unit, limits.max).astype(np.float32)
+    scaled = np.array(values, np.float32)  # a copy, and the only one
+    with np.errstate(over="ignore"):
+        scaled /= max(np.float32(threshold), limits.tiny)
+    return np.minimum(scaled, limits.max, out=scaled)
 
 
 class Region(NamedTuple):

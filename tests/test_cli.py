@@ -13,6 +13,8 @@ import tifffile
 from PIL import Image
 
 from sfrjax import cli
+from sfrjax.datasets import images as decoding
+from sfrjax.datasets import list_images
 
 SMALL = ["--levels", "3", "--s-ref", "4", "--s", "2"]
 
@@ -114,6 +116,14 @@ def test_predict_writes_scores_maps_and_overlays(capsys, parts, bank, tmp_path):
     assert f"{sum(row['anomalous'] for row in scores['images'])} above the threshold" in out
 
 
+def test_predict_decodes_every_image_once(capsys, parts, bank, tmp_path, monkeypatch):
+    opened = []
+    decode = decoding._open
+    monkeypatch.setattr(decoding, "_open", lambda path: (opened.append(path), decode(path))[1])
+    assert run(capsys, "predict", bank, parts / "test", "--out", tmp_path / "out")[0] == 0
+    assert sorted(opened) == list_images(parts / "test")
+
+
 def test_the_threshold_can_be_chosen_when_predicting(capsys, parts, bank, tmp_path):
     chosen = {}
     for name, options in {"q": ("--quantile", 0.5), "t": ("--threshold", 0), "own": ()}.items():
@@ -194,7 +204,7 @@ def test_evaluate_writes_the_results_others_rely_on(capsys, parts, tmp_path):
     assert len(results["weights_sha256"]) == 64
     assert results["version"]
     assert name in printed
-    assert len(list((out / "overlays").rglob("*.png"))) == 6
+    assert len(list((out / "overlays").rglob("*.jpg"))) == 6
     assert f"--root {parts}" in (out / "report.html").read_text()
     assert not (out / "anomaly_maps").exists()
 
@@ -231,7 +241,7 @@ def test_a_run_that_breaks_off_leaves_no_summary_of_the_one_before(capsys, parts
         assert status == 130
         assert "starts again from the first image" in err
         assert not [path for path in out.iterdir() if path.is_file()]
-        assert list(out.rglob("*.png"))  # the earlier run's, whole
+        assert list(out.rglob("*.jpg"))  # the earlier run's, whole
 
 
 def test_several_categories_after_one_option():

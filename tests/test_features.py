@@ -46,9 +46,22 @@ def test_an_unreadable_image_is_left_out_and_listed(images):
     assert "3.png" in skipped[0].reason
 
 
+def test_the_images_themselves_come_with_the_batch(images):
+    Image.linear_gradient("L").save(images[0])
+    batches = list(image_batches(images, size=16, batch_size=2, picture_side=25))
+    pictures = [picture for batch in batches for picture in batch.pictures]
+    assert {picture.mode for picture in pictures} == {"RGB"}
+    assert [picture.size for picture in pictures] == [(25, 25)] + [(round((20 + i) * 25 / 30), 25) for i in range(1, 7)]
+    expected = np.asarray(Image.linear_gradient("L").resize((25, 25), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(np.asarray(pictures[0])[..., 0], expected)
+    for plain, batch in zip(image_batches(images, size=16, batch_size=2), batches, strict=True):
+        assert plain.pictures == ()
+        np.testing.assert_array_equal(plain.images, batch.images)
+
+
 def test_no_image_is_read_far_ahead(images, monkeypatch):
     read = []
-    monkeypatch.setattr(features, "read_image", lambda path, size: (read.append(path), _blank(size))[1])
+    monkeypatch.setattr(features, "read_with_picture", lambda path, **_: (read.append(path), _blank(16))[1])
     batches = image_batches(images * 20, size=16, batch_size=2)
     next(batches)
     batches.close()
@@ -56,7 +69,7 @@ def test_no_image_is_read_far_ahead(images, monkeypatch):
 
 
 def _blank(size):
-    return np.zeros((size, size, 3), np.uint8), (size, size)
+    return np.zeros((size, size, 3), np.uint8), (size, size), None
 
 
 def test_features_do_not_depend_on_the_rest_of_the_batch_and_are_traced_once():

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import binary_erosion
 
+from sfrjax.datasets.images import reduced
 from sfrjax.errors import SfrjaxError
 from sfrjax.files import output_folder, replacing
-from sfrjax.pipeline import Metrics, Prediction
+from sfrjax.pipeline import Metrics
 from sfrjax.report import (
     MASK_COLOUR,
     THRESHOLD_COLOUR,
@@ -21,19 +23,17 @@ from sfrjax.report import (
 )
 
 
-def prediction(tmp_path, size, region):
-    path = tmp_path / "image.png"
-    Image.new("RGB", size, (40, 40, 40)).save(path)
+def image_and_map(size, region):
     anomaly_map = np.zeros(size[::-1], np.float32)
     anomaly_map[region] = 3.0
-    return Prediction(path, 3.0, anomaly_map)
+    return Image.new("RGB", size, (40, 40, 40)), anomaly_map
 
 
-def test_overlay_outlines_what_is_above_the_threshold_and_the_truth(tmp_path):
+def test_overlay_outlines_what_is_above_the_threshold_and_the_truth():
     region = (slice(10, 30), slice(20, 40))
     mask = np.zeros((60, 80), bool)
     mask[40:50, 50:60] = True
-    picture = np.asarray(side_by_side(draw(prediction(tmp_path, (80, 60), region), 1.0), mask))
+    picture = np.asarray(side_by_side(draw(*image_and_map((80, 60), region), 1.0), mask))
     assert picture.shape == (60, 164, 3)
     left, right = picture[:, :80], picture[:, 84:]
     assert tuple(left[40, 55]) == MASK_COLOUR
@@ -43,35 +43,49 @@ def test_overlay_outlines_what_is_above_the_threshold_and_the_truth(tmp_path):
     assert tuple(right[55, 5]) == (40, 40, 40)
 
 
-def test_overlay_of_a_large_image_is_reduced(tmp_path):
-    region = (slice(1000, 1500), slice(1000, 1500))
-    picture = side_by_side(draw(prediction(tmp_path, (3000, 2000), region), 1.0))
-    assert picture.size == (2 * 1024 + 4, 683)
+def test_a_map_is_drawn_at_the_size_of_the_image_given():
+    image, anomaly_map = image_and_map((300, 200), (slice(100, 150), slice(100, 150)))
+    drawn = draw(reduced(image, 60), anomaly_map, 1.0)
+    assert {picture.size for picture in drawn} == {(60, 40)}
+    line = np.argwhere((np.asarray(drawn.overlay) == THRESHOLD_COLOUR).all(axis=-1))
+    assert (line.min(axis=0).tolist(), line.max(axis=0).tolist()) == ([20, 20], [29, 29])
+    assert reduced(image, 300) is image
+    assert reduced(Image.new("L", (3000, 1)), 1024).size == (1024, 1)
 
 
-def test_overlay_with_a_threshold_of_zero(tmp_path):
-    picture = np.asarray(side_by_side(draw(prediction(tmp_path, (80, 60), (slice(10, 30), slice(20, 40))), 0.0)))
+@pytest.mark.parametrize(("width", "thick"), [(80, 1), (520, 2)])
+def test_the_line_is_as_thick_as_the_picture_asks(width, thick):
+    """Against scipy's erosion, of a region with a notch, at the image's corner."""
+    above = np.zeros((60, width), bool)
+    above[:25, :30] = True
+    above[10:14, 8:13] = False
+    drawn = draw(Image.new("RGB", (width, 60)), above.astype(np.float32), 0.5).overlay
+    line = (np.asarray(drawn) == THRESHOLD_COLOUR).all(axis=-1)
+    np.testing.assert_array_equal(line, above & ~binary_erosion(above, iterations=thick))
+
+
+def test_overlay_with_a_threshold_of_zero():
+    picture = np.asarray(side_by_side(draw(*image_and_map((80, 60), (slice(10, 30), slice(20, 40))), 0.0)))
     assert tuple(picture[10, 84 + 30]) == THRESHOLD_COLOUR
 
 
-def test_overlay_without_a_threshold_has_no_line_and_runs_to_the_largest_value(tmp_path):
+def test_overlay_without_a_threshold_has_no_line_and_runs_to_the_largest_value():
     region = (slice(10, 30), slice(20, 40))
-    predicted = prediction(tmp_path, (80, 60), region)
-    pictures = [np.asarray(draw(predicted, None, largest=x).overlay).astype(int) for x in (3.0, 6.0)]
+    given = image_and_map((80, 60), region)
+    pictures = [np.asarray(draw(*given, None, largest=x).overlay).astype(int) for x in (3.0, 6.0)]
     for picture in pictures:
         assert not (picture == THRESHOLD_COLOUR).all(axis=-1).any()
     assert pictures[0][20, 30].sum() > pictures[1][20, 30].sum()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (7, 1), (1, 5), (130, 77)])
-def test_a_picture_is_read_back_as_it_was_written(tmp_path, size):
-    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    write_picture(tmp_path / "a.png", Image.fromarray(pixels))
-    with Image.open(tmp_path / "a.png") as read:
-        read.verify()  # checksums
-    read = Image.open(tmp_path / "a.png")
-    assert (read.format, read.mode) == ("PNG", "RGB")
-    np.testing.assert_array_equal(np.asarray(read), pixels)
+@pytest.mark.parametrize(("name", "kind", "most"), [("a.png", "PNG", 0), ("a.jpg", "JPEG", 3)])
+def test_a_picture_is_read_back_as_it_was_written(tmp_path, name, kind, most):
+    ramp = np.add.outer(np.arange(77), np.arange(130)).astype(np.uint8)
+    pixels = np.stack([ramp, ramp[::-1], ramp // 2], axis=-1)
+    write_picture(tmp_path / name, Image.fromarray(pixels))
+    read = Image.open(tmp_path / name)
+    assert (read.format, read.mode) == (kind, "RGB")
+    assert np.abs(np.asarray(read).astype(int) - pixels).mean() <= most
 
 
 def test_output_names():

@@ -95,11 +95,20 @@ def read_image(path: str | Path, size: int) -> tuple[NDArray[np.uint8], tuple[in
         bombs (``PIL.Image.MAX_IMAGE_PIXELS``, twice), holds floats or 32-bit integers (no brightness is defined for
         them), or 16-bit values that fill at most 12 of the 16 bits (they would lose nearly all their levels).
     """
+    values, shape, _ = read_with_picture(path, size, None)
+    return values, shape
+
+
+def read_with_picture(
+    path: str | Path, size: int, side: int | None
+) -> tuple[NDArray[np.uint8], tuple[int, int], Image.Image | None]:
+    """What :func:`read_image` returns and, unless ``side`` is None, the image in RGB, :func:`reduced`; decoded once."""
     image = _as_8_bit(_open(Path(path)), Path(path))
-    shape = (image.height, image.width)
+    square = image
     if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), shape
+        square = image.resize((size, size), Image.Resampling.BILINEAR)
+    picture = None if side is None else _rgb(reduced(image, side))
+    return np.asarray(_rgb(square)), (image.height, image.width), picture
 
 
 def image_shape(path: str | Path) -> tuple[int, int]:
@@ -111,7 +120,16 @@ def image_shape(path: str | Path) -> tuple[int, int]:
 
 def open_rgb(path: str | Path) -> Image.Image:
     """An image as :func:`read_image` sees it, at its own size: 8-bit RGB, upright. Raises the same errors."""
-    return _as_8_bit(_open(Path(path)), Path(path)).convert("RGB")
+    return _rgb(_as_8_bit(_open(Path(path)), Path(path)))
+
+
+def reduced(image: Image.Image, side: int) -> Image.Image:
+    """An image at most ``side`` pixels wide and high: itself, or a smaller copy."""
+    scale = side / max(image.size)
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BILINEAR)
 
 
 def read_mask(path: str | Path, *, threshold: int, shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -216,6 +234,10 @@ def _as_8_bit(image: Image.Image, path: Path) -> Image.Image:
     if image.mode not in ("L", "RGB"):
         return image.convert("L" if image.mode == "1" else "RGB")
     return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _integers(image: Image.Image, path: Path) -> NDArray:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
+from sfrjax.datasets.images import reduced
 from sfrjax.pipeline import Evaluation
 
 TILE_SIDE = 320  # pixels
@@ -51,11 +52,12 @@ class Tile(NamedTuple):
 def thumbnails(
     image: Image.Image, heat: Image.Image, overlay: Image.Image, mask: np.ndarray | None = None
 ) -> tuple[Thumbnail, ...]:
-    """Small copies of an image, its anomaly map in colours, its overlay and its ground truth (bool [height, width])."""
+    """What the gallery shows of an image: itself, its anomaly map in colours and its overlay, at most TILE_SIDE pixels
+    wide and high, and its ground truth (bool, at the original size)."""
     shown = [("image", image, "JPEG"), ("anomaly map", heat, "JPEG"), ("overlay", overlay, "JPEG")]
     if mask is not None:
         # Grey where a pixel of the thumbnail is partly defective, so that no small region is lost.
-        shown.insert(1, ("ground truth", Image.fromarray(mask).convert("L"), "PNG"))
+        shown.insert(1, ("ground truth", reduced(Image.fromarray(mask).convert("L"), TILE_SIDE), "PNG"))
     return tuple(_thumbnail(*picture) for picture in shown)
 
 
@@ -159,9 +161,7 @@ def _address(path: Path) -> str:
 
 
 def _thumbnail(caption: str, picture: Image.Image, kind: str) -> Thumbnail:
-    scale = min(1.0, TILE_SIDE / max(picture.size))
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     written = io.BytesIO()
-    picture.resize(size, Image.Resampling.BILINEAR).save(written, kind, quality=80)
+    picture.save(written, kind, quality=80)
     source = f"data:image/{kind.lower()};base64,{base64.b64encode(written.getvalue()).decode()}"
-    return Thumbnail(caption, *size, source)
+    return Thumbnail(caption, *picture.size, source)

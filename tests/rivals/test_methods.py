@@ -83,7 +83,7 @@ def test_the_command_line_evaluates_a_rival(capsys, parts, tmp_path, method):
     assert results["categories"]["parts"]["image_auroc"] == 1.0
     assert results["detections"] == {}
     assert (tmp_path / "out" / "report.html").is_file()
-    assert len(list((tmp_path / "out" / "overlays").rglob("*.png"))) == 6
+    assert len(list((tmp_path / "out" / "overlays").rglob("*.jpg"))) == 6
 
 
 def test_levels_given_win_over_the_papers(capsys, parts, tmp_path):
