@@ -189,8 +189,6 @@ def run(arguments: list[str]) -> tuple[int, str]:
         status = stop.code or 0
     finally:
         sys.argv = argv
-    if isinstance(status, str):
-        return 1, f"{out.getvalue()}\n{status}"
     return status, out.getvalue()
 
 
@@ -225,7 +223,7 @@ def examine_output(folder: Path) -> None:
             json.loads(path.read_text())
         elif path.suffix == ".tiff":
             tifffile.imread(path)
-        elif path.suffix == ".png":
+        elif path.suffix == ".jpg":
             with Image.open(path) as picture:
                 picture.load()
         elif path.suffix == ".bank":

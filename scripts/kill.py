@@ -80,7 +80,7 @@ def look(folder: Path, allowed: set[str]) -> list[str]:
                     json.loads(path.read_text())
                 case ".tiff":
                     tifffile.imread(path)
-                case ".png":
+                case ".jpg":
                     Image.open(path).load()
                 case ".csv":
                     if not path.read_text().endswith("\n"):

@@ -1,5 +1,6 @@
 """The command line: reads options, calls the pipeline, writes what it returns. Heavy imports wait for a command."""
 
+import gc
 import io
 import json
 import math
@@ -341,6 +342,7 @@ class _Interrupted(BaseException):
 
 
 def _interrupt(*_: object) -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the impatient second one: what is being written is soon whole
     raise _Interrupted
 
 
@@ -357,24 +359,33 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="PIL")
     before = signal.signal(signal.SIGINT, _interrupt)
     try:
-        app(_repeat_option(sys.argv[1:], "--category"))
+        problem, status = _run(_repeat_option(sys.argv[1:], "--category"))
+        # Now that what was being done is gone, and its progress bar with it, the sentence comes last.
+        gc.collect()
+        print(f"sfrjax: {problem}", file=sys.stderr)
+        sys.exit(status)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _run(arguments: list[str]) -> tuple[str, int]:
+    """Do what the command line says; return what went wrong and the exit status, or raise SystemExit."""
+    try:
+        app(arguments)
     except SfrjaxError as error:
-        sys.exit(f"sfrjax: {error}")
+        return str(error), 1
     except _Interrupted:
-        print(
-            "\nsfrjax: interrupted; every file written is whole. The same command starts again from the first image "
-            "(a download goes on where it broke off)",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+        return (
+            "interrupted; every file written is whole. The same command starts again from the first image (a download "
+            "goes on where it broke off)"
+        ), 130
     except BrokenPipeError:  # `sfrjax ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:  # a file that vanished, may not be read, has a name too long: wherever it was met
-        sys.exit(f"sfrjax: {error.filename or 'a file'}: {error.strerror or error}")
+        return f"{error.filename or 'a file'}: {error.strerror or error}", 1
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        sys.exit("sfrjax: out of memory; give a smaller --batch-size, fewer --levels, or fewer nominal images")
-    finally:
-        signal.signal(signal.SIGINT, before)
+        return "out of memory; give a smaller --batch-size, fewer --levels, or fewer nominal images", 1
+    raise AssertionError("the command-line library exits by itself")
