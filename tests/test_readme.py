@@ -47,8 +47,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-def _run(patch: pytest.MonkeyPatch, line: str) -> int | str:
-    """Exit status, or what was said of a failure."""
+def _run(patch: pytest.MonkeyPatch, line: str) -> int:
+    """Exit status."""
     patch.setattr(sys, "argv", [STAND_INS.get(word, word) for word in shlex.split(line, comments=True)])
     patch.setenv("JAX_COMPILATION_CACHE_DIR", "")
     try:
