@@ -35,7 +35,8 @@ from sfrjax.bank import bank_bytes
 from sfrjax.bank_file import load_bank, save_bank
 from sfrjax.datasets import Category, load_dataset
 from sfrjax.datasets.demo import write_demo_set
-from sfrjax.pipeline import evaluate, fit, predict
+from sfrjax.evaluation import evaluate
+from sfrjax.pipeline import fit, predict
 from sfrjax.settings import ATOM_DTYPES, PRESETS, Settings
 
 RESNET = DATA / "weights" / "resnet50_v1_caffe.safetensors"

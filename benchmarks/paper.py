@@ -35,8 +35,9 @@ from rich.table import Table
 from sfrjax.backbones import Backbone, load_backbone
 from sfrjax.bank import Bank
 from sfrjax.datasets import Category
+from sfrjax.evaluation import Metrics, evaluate, measure, read_masks
 from sfrjax.features import extract, image_batches
-from sfrjax.pipeline import Metrics, Prediction, evaluate, fit, measure, read_masks
+from sfrjax.pipeline import Prediction, fit
 from sfrjax.reconstruction import Dictionary, residual_norms
 from sfrjax.scoring import anomaly_maps, resize_map
 from sfrjax.settings import MODES, PRESETS, SAMPLINGS, Level, Settings

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from sfrjax.check import check_dataset, check_images
     from sfrjax.datasets import load_dataset
     from sfrjax.errors import SfrjaxError
-    from sfrjax.pipeline import Prediction, evaluate, extend, fit, localise, predict
+    from sfrjax.evaluation import evaluate
+    from sfrjax.pipeline import Prediction, extend, fit, localise, predict
     from sfrjax.pursuit import SparseCode, omp
     from sfrjax.runs import demo
     from sfrjax.settings import PRESETS, Settings
@@ -30,7 +31,7 @@ _HOME = {
     "check_dataset": "check",
     "check_images": "check",
     "demo": "runs",
-    "evaluate": "pipeline",
+    "evaluate": "evaluation",
     "extend": "pipeline",
     "fit": "pipeline",
     "load_backbone": "backbones",

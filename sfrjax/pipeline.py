@@ -1,13 +1,11 @@
-"""fit, predict, evaluate: the only place where the rooms meet."""
+"""fit, extend, predict, localise: where the rooms of the method meet."""
 
-import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -16,12 +14,10 @@ from PIL import Image
 from sfrjax.backbones import Backbone, load_backbone
 from sfrjax.bank import Bank, bank_bytes, bank_specs, build_bank, new_about
 from sfrjax.bank_file import load_bank, new_bank_file
-from sfrjax.datasets import Category
-from sfrjax.datasets.images import image_shape, list_images, read_mask
+from sfrjax.datasets.images import list_images
 from sfrjax.errors import SfrjaxError
 from sfrjax.features import Batch, Skipped, extract, image_batches
 from sfrjax.memory import free_bytes
-from sfrjax.metrics import Pro, Roc, pro, roc
 from sfrjax.progress import tracked
 from sfrjax.reconstruction import residual_norms
 from sfrjax.rivals import Rival, fit_bytes, fit_rival, score_rival
@@ -47,68 +43,6 @@ class Prediction(NamedTuple):
     anomalous: bool | None = None
     regions: tuple[Region, ...] = ()
     picture: Image.Image | None = None
-
-
-class Metrics(NamedTuple):
-    """Fractions 0..1; None where a metric is not defined (no masks, or one class only)."""
-
-    pixel_auroc: float | None
-    aupro: float | None
-    image_auroc: float | None
-
-
-class Curves(NamedTuple):
-    """What the metrics are the areas of; None where there are no masks."""
-
-    image_roc: Roc
-    pixel_roc: Roc | None
-    pro: Pro | None
-
-    @property
-    def metrics(self) -> Metrics:
-        """The areas."""
-        pixels, regions, images = self.pixel_roc, self.pro, self.image_roc
-        return Metrics(pixels and _defined(pixels.area), regions and _defined(regions.area), _defined(images.area))
-
-
-class Detection(NamedTuple):
-    """What the threshold, set from nominal training images alone, does to the test images.
-
-    threshold: image score above which an image counts as anomalous.
-    found, n_anomalous: anomalous images above it, of how many.
-    false_alarms, n_good: nominal images above it, of how many.
-    """
-
-    threshold: float
-    found: int
-    n_anomalous: int
-    false_alarms: int
-    n_good: int
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics of one category, with the predictions and masks they come from, in the order of category.test.
-
-    threshold: image score above which an image is anomalous; None where the method has none.
-    """
-
-    category: Category
-    metrics: Metrics
-    predictions: tuple[Prediction, ...]
-    masks: tuple[np.ndarray, ...] | None
-    threshold: float | None
-    curves: Curves
-
-    @property
-    def detection(self) -> Detection | None:
-        """Counts of images above the threshold."""
-        if self.threshold is None:
-            return None
-        truth = np.array([sample.anomalous for sample in self.category.test], bool)
-        above = np.array([prediction.score > self.threshold for prediction in self.predictions], bool)
-        found, false_alarms = int((above & truth).sum()), int((above & ~truth).sum())
-        return Detection(self.threshold, found, int(truth.sum()), false_alarms, int((~truth).sum()))
 
 
 def fit(
@@ -144,7 +78,7 @@ def fit(
         raise SfrjaxError(f"only SFR has a memory bank to keep, not {settings.method}; it can be evaluated")
     paths = list_images(images)
     settings.check_bank_size(len(paths), os.path.commonpath([path.absolute().parent for path in paths]))
-    backbone = _network(settings, backbone, weights)
+    backbone = network_for(settings, backbone, weights)
     return _build(backbone, settings, paths, None, batch_size, stream, progress)
 
 
@@ -170,7 +104,7 @@ def fit_method(
         return fit(images, settings, weights=weights, backbone=backbone, batch_size=batch_size, progress=progress)
     paths = list_images(images)
     settings.check_bank_size(len(paths), os.path.commonpath([path.absolute().parent for path in paths]))
-    backbone = _network(settings, backbone, weights)
+    backbone = network_for(settings, backbone, weights)
     size = fit_bytes(backbone, settings, len(paths))
     if progress:
         print(f"Fitting {settings.method}: {len(paths)} nominal images, {size / 1e6:.0f} MB", file=sys.stderr)
@@ -201,7 +135,7 @@ def extend(
     Raises:
         SfrjaxError: as `fit`; other weights than the bank's; an image that is in the bank already.
     """
-    backbone = _network(bank.settings, backbone, weights)
+    backbone = network_for(bank.settings, backbone, weights)
     bank.check(backbone, bank.settings)
     return _build(backbone, bank.settings, list_images(images), bank, batch_size, stream, progress)
 
@@ -271,7 +205,7 @@ def predict(
     """
     settings = settings or bank.settings
     paths = list_images(images)
-    backbone = _network(settings, backbone, weights)
+    backbone = network_for(settings, backbone, weights)
     bank.check(backbone, settings)
     batch_size = min(batch_size, len(paths))
     batches = image_batches(
@@ -319,97 +253,7 @@ def localise(
     return anomaly_maps(norms, size=settings.image_size, sigma=settings.sigma)
 
 
-def evaluate(
-    category: Category,
-    settings: Settings | None = None,
-    *,
-    weights: str | Path | None = None,
-    backbone: Backbone | None = None,
-    batch_size: int = BATCH_SIZE,
-    progress: bool = False,
-) -> Evaluation:
-    """Fit on a category's nominal images, predict its test images, and measure.
-
-    Args:
-        category: one of `load_dataset`'s.
-        settings, weights, backbone, batch_size, progress: as in `fit`.
-
-    Raises:
-        SfrjaxError: as in `fit`, or a mask that is missing or of another size than its image.
-    """
-    settings = settings or Settings()
-    check_category(category, settings)
-    backbone = _network(settings, backbone, weights)
-    common: dict[str, Any] = {"backbone": backbone, "batch_size": batch_size, "progress": progress}
-    bank = fit_method(category.train, settings, **common)
-    found = {p.path: p for p in predict(bank, [sample.image for sample in category.test], settings, **common)}
-    threshold = bank.threshold
-    del bank  # the metrics need its memory
-    predictions = tuple(found[sample.image] for sample in category.test)
-    masks = read_masks(category)
-    curves = measure_curves(category, predictions, masks, progress=progress)
-    return Evaluation(category, curves.metrics, predictions, masks, threshold, curves)
-
-
-def check_category(category: Category, settings: Settings) -> None:
-    """What can be wrong with a category, found before any work; reads headers only.
-
-    Raises:
-        SfrjaxError: too few nominal images for the settings, or a mask of another size than its image.
-    """
-    settings.check_bank_size(len(category.train), f"{category.name} ({category.train[0].parent})")
-    for sample in category.test:
-        if sample.mask is not None and image_shape(sample.mask) != image_shape(sample.image):
-            read_mask(sample.mask, threshold=category.mask_threshold, shape=image_shape(sample.image))
-
-
-def measure(category: Category, predictions: Sequence[Prediction], masks: Sequence[np.ndarray] | None) -> Metrics:
-    """Metrics of predictions in the order of category.test.
-
-    Args:
-        category: the category.
-        predictions: one of each test image.
-        masks: one bool [height, width] of each test image, at whose resolution pixels count; None: no pixel metrics.
-    """
-    return measure_curves(category, predictions, masks).metrics
-
-
-def measure_curves(
-    category: Category,
-    predictions: Sequence[Prediction],
-    masks: Sequence[np.ndarray] | None,
-    *,
-    progress: bool = False,
-) -> Curves:
-    """Curves and areas; arguments as for `measure`, and `progress` as in `fit`."""
-    anomalous = np.array([sample.anomalous for sample in category.test], bool)
-    scores = np.array([prediction.score for prediction in predictions])
-    steps: list[Callable[[], Any]] = [lambda: roc([anomalous], [scores])]
-    if masks is not None:
-        maps = [prediction.anomaly_map for prediction in predictions]
-        steps += [lambda: roc(masks, maps), lambda: pro(masks, maps)]
-    images, *pixels = [step() for step in tracked(steps, "Measuring", len(steps), shown=progress)]
-    return Curves(images, *(pixels or (None, None)))
-
-
-def read_masks(category: Category) -> tuple[np.ndarray, ...] | None:
-    """The test images' masks, all False for nominal images; None for a set without masks."""
-    if not category.has_masks:
-        return None
-    shapes = [image_shape(sample.image) for sample in category.test]
-    return tuple(
-        np.zeros(shape, bool)
-        if sample.mask is None
-        else read_mask(sample.mask, threshold=category.mask_threshold, shape=shape)
-        for sample, shape in zip(category.test, shapes, strict=True)
-    )
-
-
-def _defined(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _network(settings: Settings, backbone: Backbone | None, weights: str | Path | None) -> Backbone:
+def network_for(settings: Settings, backbone: Backbone | None, weights: str | Path | None) -> Backbone:
     """The network given, if it is the one that the settings mean; otherwise loaded."""
     if backbone is None:
         return load_backbone(settings.backbone, levels=settings.feature_levels, weights=weights, dtype=settings.dtype)

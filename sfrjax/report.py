@@ -20,10 +20,10 @@ from sfrjax.backbones import Backbone
 from sfrjax.background import THREADS, ahead
 from sfrjax.bank import Bank
 from sfrjax.datasets.images import open_rgb, reduced
+from sfrjax.evaluation import Detection, Evaluation, Metrics
 from sfrjax.features import Skipped
 from sfrjax.files import replacing
 from sfrjax.page.gallery import TILE_SIDE, Thumbnail, thumbnails
-from sfrjax.pipeline import Detection, Evaluation, Metrics
 from sfrjax.progress import tracked
 from sfrjax.scoring import calibrated, resize_map
 from sfrjax.settings import Settings

@@ -15,6 +15,7 @@ from sfrjax.bank import Bank
 from sfrjax.datasets import load_dataset
 from sfrjax.datasets.demo import write_demo_set
 from sfrjax.datasets.images import list_images, reduced
+from sfrjax.evaluation import Detection, Metrics, check_category, evaluate
 from sfrjax.features import Skipped
 from sfrjax.files import output_folder
 from sfrjax.page import (
@@ -25,7 +26,7 @@ from sfrjax.page import (
     write_prediction_page,
 )
 from sfrjax.page.gallery import TILE_SIDE, Tile, prediction_tile, thumbnails, worst_first
-from sfrjax.pipeline import Detection, Metrics, Prediction, check_category, evaluate, predict
+from sfrjax.pipeline import Prediction, predict
 from sfrjax.report import (
     MAX_PICTURE_SIDE,
     contact_sheet,
@@ -81,12 +82,12 @@ def evaluate_dataset(
     Args:
         dataset, root, categories: as in `load_dataset`.
         out: the folder to write to.
-        settings, weights, batch_size, progress: as in `pipeline.evaluate`.
+        settings, weights, batch_size, progress: as in `evaluate`.
         save_maps: also write out/anomaly_maps, in the layout that MVTec's evaluation code reads.
         command: the command line that was given, for the report.
 
     Raises:
-        SfrjaxError: as `load_dataset` and `pipeline.evaluate`, or `out` cannot be written.
+        SfrjaxError: as `load_dataset` and `evaluate`, or `out` cannot be written.
     """
     out = Path(out)
     loaded = load_dataset(dataset, root, categories)
@@ -141,7 +142,7 @@ def predict_images(
         command: the command line that was given, for the report.
 
     Raises:
-        SfrjaxError: as `pipeline.predict`, or `out` cannot be written. Unreadable images are skipped, not raised.
+        SfrjaxError: as `predict`, or `out` cannot be written. Unreadable images are skipped, not raised.
     """
     out = output_folder(Path(out))
     paths = list_images(images)

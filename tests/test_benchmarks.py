@@ -11,7 +11,7 @@ import pytest
 
 from sfrjax.datasets import load_dataset
 from sfrjax.datasets.demo import write_demo_set
-from sfrjax.pipeline import evaluate
+from sfrjax.evaluation import evaluate
 from sfrjax.settings import Settings
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -71,7 +71,7 @@ def test_an_interrupted_run_goes_on(scripts, tiny, tmp_path, monkeypatch, capsys
         yield group[0], evaluate_metrics, {}
         raise KeyboardInterrupt
 
-    from sfrjax.pipeline import Metrics
+    from sfrjax.evaluation import Metrics
 
     evaluate_metrics = Metrics(0.25, None, 1.0)
     monkeypatch.setattr(paper, "evaluate_all", interrupted)

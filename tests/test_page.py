@@ -17,9 +17,10 @@ from PIL import Image
 from sfrjax import page, runs
 from sfrjax.datasets import Category
 from sfrjax.datasets.layouts import Sample
+from sfrjax.evaluation import Evaluation, measure_curves
 from sfrjax.page import evaluation_section, plots
 from sfrjax.page.gallery import Thumbnail, Tile, prediction_tile, worst_first
-from sfrjax.pipeline import Evaluation, Prediction, fit, measure_curves
+from sfrjax.pipeline import Prediction, fit
 from sfrjax.settings import Settings
 from tests.reference import brute_force_aupro
 

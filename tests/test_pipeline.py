@@ -12,7 +12,8 @@ from sfrjax.datasets import load_dataset
 from sfrjax.datasets.demo import write_demo_set
 from sfrjax.datasets.images import read_image
 from sfrjax.errors import SfrjaxError
-from sfrjax.pipeline import evaluate, fit, localise, measure, predict, read_masks
+from sfrjax.evaluation import evaluate, measure, read_masks
+from sfrjax.pipeline import fit, localise, predict
 from sfrjax.settings import PRESETS, Settings
 
 

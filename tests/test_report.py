@@ -9,8 +9,8 @@ from scipy.ndimage import binary_erosion
 
 from sfrjax.datasets.images import reduced
 from sfrjax.errors import SfrjaxError
+from sfrjax.evaluation import Metrics
 from sfrjax.files import output_folder, replacing
-from sfrjax.pipeline import Metrics
 from sfrjax.report import (
     MASK_COLOUR,
     THRESHOLD_COLOUR,

@@ -16,10 +16,10 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup
 
+from sfrjax.evaluation import Evaluation, Metrics
 from sfrjax.files import replacing
 from sfrjax.page import plots
 from sfrjax.page.gallery import Thumbnail, Tile, evaluation_tiles, truth_and_scores
-from sfrjax.pipeline import Evaluation, Metrics
 
 MAX_TILES = 240  # images in the gallery
 MAX_BYTES = 20_000_000  # of all their pictures

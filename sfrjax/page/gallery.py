@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from sfrjax.datasets.images import reduced
-from sfrjax.pipeline import Evaluation
+from sfrjax.evaluation import Evaluation
 
 TILE_SIDE = 320  # pixels
 

@@ -11,7 +11,8 @@ from PIL import Image
 from sfrjax.backbones import load_backbone
 from sfrjax.datasets import load_dataset
 from sfrjax.errors import SfrjaxError
-from sfrjax.pipeline import fit, fit_method, localise, measure, predict, read_masks
+from sfrjax.evaluation import measure, read_masks
+from sfrjax.pipeline import fit, fit_method, localise, predict
 from sfrjax.rivals import Rival
 from sfrjax.settings import RIVAL_LEVELS, Settings, preset
 from tests.test_cli import run
