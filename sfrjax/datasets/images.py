@@ -206,6 +206,8 @@ def _open(path: Path) -> Image.Image:
     """The decoded first frame, upright."""
     with _reading(path), Image.open(path) as image:
         image.load()
+        if image.mode == "P" and image.palette is None:  # which Pillow finds out in some conversions, and not in others
+            raise OSError("its palette is missing")
         ImageOps.exif_transpose(image, in_place=True)
         return image
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from sfrjax.datasets import IMAGE_EXTENSIONS, list_images, read_image, read_mask
-from sfrjax.datasets.images import image_shape
+from sfrjax.datasets.images import image_shape, inspect_image
 from sfrjax.errors import SfrjaxError
 
 RAMP = np.arange(0, 256, 16, dtype=np.uint8).reshape(4, 4)
@@ -175,6 +175,20 @@ def test_damaged_png_is_named(tmp_path):
     path.write_bytes(data)
     with pytest.raises(SfrjaxError, match=r"a\.png"):
         read_image(path, 8)
+
+
+@pytest.mark.parametrize("transparency", [{}, {"transparency": 0}])
+def test_a_png_without_its_palette_is_named(tmp_path, transparency):
+    image = Image.new("P", (4, 4))
+    image.putpalette([9, 9, 9])
+    path = save(tmp_path / "a.png", image, **transparency)
+    data = path.read_bytes()
+    at = data.index(b"PLTE") - 4
+    (length,) = struct.unpack(">I", data[at : at + 4])
+    path.write_bytes(data[:at] + data[at + 12 + length :])
+    for read in (pixels, inspect_image, lambda path: read_mask(path, threshold=0, shape=(4, 4))):
+        with pytest.raises(SfrjaxError, match=r"a\.png cannot be read as an image \(its palette is missing\)"):
+            read(path)
 
 
 def test_no_image_at_all(tmp_path):
