@@ -1,9 +1,10 @@
 """Backbones against torch on this machine's CPU: `python benchmarks/backbones.py [--json FILE]`; some four minutes.
 
 Speed: the forward pass (uint8 pixels in, levels 1-4 out, preprocessing included), sfrjax and torch alternating. Between
-them is a pause, in which the threads of the one that ran go to sleep, and a call that is not timed. torch runs with
-BatchNorm folded and in whichever memory layout is faster, sfrjax as it is. Random parameters, so that no download is
-needed; the largest relative difference between the two is printed beside the times.
+them is a pause, in which the threads of the one that ran go to sleep, and calls that are not timed, after which those
+of the other are awake: first calls after a pause take up to twice as long. torch runs with BatchNorm folded and in
+whichever memory layout is faster, sfrjax as it is. Random parameters, so that no download is needed; the largest
+relative difference between the two is printed beside the times.
 Loading: peak memory above the interpreter's own, over the size of the file.
 Start: seconds from a new process to the first features, without and with JAX's persistent compilation cache; the rows
 of the speed table have the same for the compilation alone.
@@ -34,6 +35,7 @@ from safetensors.numpy import save_file
 from sfrjax.backbones import forward, load_backbone
 
 LEVELS = (1, 2, 3, 4)
+WARM = 0.1  # seconds: a virtual machine's idle cores, and threads asleep, take some calls to get up to speed
 PAUSE = 0.25  # seconds: a library's threads wait actively for a while after its call, which takes a core from the other
 RUNS = [("wide_resnet50_2", 1, 9), ("wide_resnet50_2", 8, 5), ("resnet50", 1, 15), ("resnet50", 8, 7)]
 RUNS += [("efficientnet_lite0", 1, 31), ("efficientnet_lite0", 8, 15)]
@@ -246,9 +248,11 @@ def seconds(function, *arguments) -> float:
 
 
 def rested(call: Callable[[], object]) -> float:
-    """Seconds of a call after a pause and an untimed call."""
+    """Seconds of a call after a pause and WARM seconds of untimed calls."""
     time.sleep(PAUSE)
-    call()
+    start = time.perf_counter()
+    while time.perf_counter() - start < WARM:
+        call()
     return seconds(call)
 
 

@@ -12,10 +12,10 @@ Gram space, and on a GPU orthogonal-matching-pursuit-gpu. A peer that is not ins
 saying so.
 "sfrjax" is the plain call, "sfrjax-jit" the same inside a jitted function.
 Rounds are interleaved, so that a slow spell of the machine meets all; before every timed call that takes less than a
-second are a pause, in which the threads of the one before go to sleep, and an untimed call. `support_agreement` is the
-share of signals with the same set of atoms as a float64 NumPy OMP. Floors: W1 and W2 the necessary flops over the
-measured rate of a large matrix product; W3 (atoms once, plus s rows per signal) and W4 (atoms once) bytes over the
-measured rate of a large sum.
+second are a pause, in which the threads of the one before go to sleep, and untimed calls, after which its own are
+awake. `support_agreement` is the share of signals with the same set of atoms as a float64 NumPy OMP. Floors: W1 and W2
+the necessary flops over the measured rate of a large matrix product; W3 (atoms once, plus s rows per signal) and W4
+(atoms once) bytes over the measured rate of a large sum.
 """
 
 import argparse
@@ -33,6 +33,7 @@ import numpy as np
 
 from sfrjax.pursuit import omp, residual
 
+WARM = 0.1  # seconds: a virtual machine's idle cores, and threads asleep, take some calls to get up to speed
 PAUSE = 0.1  # seconds: a library's threads wait actively for a while after its call, which takes a core from the next
 FAST, SLOW = 15, 2  # rounds; SLOW for what takes over a second
 
@@ -264,7 +265,9 @@ def measure(work: Workload, peers: dict[str, Callable]) -> list[dict]:
             if i < SLOW or times[name][0][0] < 1:
                 if not times[name] or times[name][0][0] < 1:
                     time.sleep(PAUSE)
-                    call()
+                    start = time.perf_counter()
+                    while time.perf_counter() - start < WARM:
+                        call()
                 wall, cpu = time.perf_counter(), time.process_time()
                 call()
                 times[name].append((time.perf_counter() - wall, time.process_time() - cpu))

@@ -171,7 +171,8 @@ def tensor_specs(shapes: dict[Level, LevelShape], settings: Settings, n_images: 
         h, w, c = shapes[level]
         atoms = (h * w, n_images, c) if pixelwise else (n_images, h * w * c)
         specs[f"{key}.atoms"] = (atoms_dtype, atoms)
-        if not pixelwise or settings.sampling == "none":
+        # With sampling, positions do without where their Gram matrices would be larger than their features.
+        if not pixelwise or settings.sampling == "none" or n_images <= c:
             specs[f"{key}.gram"] = (single, (*atoms[:-1], n_images))
     return specs
 

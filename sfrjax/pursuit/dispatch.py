@@ -1,5 +1,7 @@
 """From a flat batch to an algorithm and back: blocks, candidates, and the problem that each form is given."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -48,49 +50,51 @@ class Work(NamedTuple):
     allowed: jax.Array | None = None
 
 
+# Where a block's signals find their atoms: rows, first, columns and diag of its `Problem`.
+Place = tuple[jax.Array, jax.Array, jax.Array | None, jax.Array]
+
+
 def in_gram_space(
     algorithm: str, work: Work, dictionary: jax.Array, gram: jax.Array | None, s: int, options: Options
 ) -> Solution:
-    dtype, n, d = work.y.dtype, dictionary.shape[-2], work.y.shape[1]
+    dtype, (n, d) = work.y.dtype, dictionary.shape[-2:]
     if work.candidates is not None and gram is not None and 2 * work.candidates.shape[1] >= n:
-        # Most of the atoms: the whole Gram matrix with the others barred, instead of a copy of most of it per signal.
+        # Most of the atoms: the whole Gram matrix with the others barred, instead of a choice from it per signal.
         work = work._replace(candidates=None, allowed=_mask(work.candidates, n))
     if work.candidates is None:
-        table = (gram_matrix(dictionary, dtype) if gram is None else gram.astype(dtype)).reshape(-1, n)
-        diag = jnp.diagonal(table.reshape(-1, n, n), axis1=1, axis2=2)
-        width, per_signal = n, s * n
         work = work._replace(correlations=_correlations(work, dictionary))
+        place = _in_whole_gram(gram_matrix(dictionary, dtype) if gram is None else gram.astype(dtype))
+        per_signal = s * n
     else:
-        b, width = work.candidates.shape
-        local = jnp.maximum(work.candidates, 0)
-        if work.correlations is None and gram is not None and dictionary.ndim == 2 and b * width < n:
-            work = work._replace(correlations=candidate_correlations(dictionary, work.y, local, dtype))
-        elif work.correlations is not None or (gram is not None and dictionary.ndim == 2):
-            # For many signals a shared dictionary is read once, whole.
-            work = work._replace(correlations=jnp.take_along_axis(_correlations(work, dictionary), local, 1))
-        reads_atoms = gram is None or work.correlations is None
-        per_signal = width * (width + s + (d if reads_atoms else 0))
+        width = work.candidates.shape[1]
+        if gram is not None or work.correlations is not None:
+            work = _correlated(work, dictionary)
+        per_signal = width * (s + (d if gram is None or work.correlations is None else 0))
+        if algorithm == "rows" and gram is not None:
+            place = _in_whole_gram(gram.astype(dtype))
+        else:
+            place = partial(_in_own_gram, dictionary=dictionary, gram=gram)
+            per_signal += width * width
     if work.correlations is not None:
         work = work._replace(y=jnp.zeros((work.y.shape[0], 0), dtype))
     # The running norm has an absolute error of some eps: stop only where it is surely within tolerance.
     slack = ROUNDING * float(jnp.finfo(dtype).eps)
 
     def solve(block: Work) -> Solution:
-        if block.candidates is None:
-            rows_, first, corr, allowed = table, block.first, block.correlations, block.allowed
-            assert corr is not None
-            dg = diag if diag.shape[0] == 1 else diag[block.first // n]
-        else:
-            rows_, corr = _at_candidates(block, dictionary, gram)
-            first = jnp.arange(block.first.shape[0], dtype=jnp.int32) * width
-            dg = jnp.diagonal(rows_.reshape(-1, width, width), axis1=1, axis2=2)
+        rows_, first, columns, diag = place(block)
+        corr, allowed = block.correlations, block.allowed
+        if block.candidates is not None:
             allowed = block.candidates >= 0
+            if corr is None:
+                corr = own_correlations(_chosen(block, dictionary), block.y[:, None], dtype)[:, 0]
+        assert corr is not None
         problem = Problem(
             rows=rows_,
             first=first,
-            diag=dg,
+            columns=columns,
+            diag=diag,
             correlations=corr / block.norm[:, None],
-            weights=_weights(dg, options),
+            weights=_weights(diag, options),
             allowed=allowed,
             sq_tol=(block.limit / block.norm) ** 2 - slack,
         )
@@ -112,25 +116,56 @@ def _mask(candidates: jax.Array, n: int) -> jax.Array:
     return jnp.zeros((len(candidates), n + 1), bool).at[jnp.arange(len(candidates))[:, None], column].set(True)[:, :n]
 
 
-def _at_candidates(block: Work, dictionary: jax.Array, gram: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Gram rows `[b * K, K]` and correlations `[b, K]` of each signal's candidates."""
-    n, d = dictionary.shape[-2:]
-    dtype = block.norm.dtype
+def _in_whole_gram(gram: jax.Array) -> Callable[[Work], Place]:
+    """Signals read the Gram matrix, or that of their position, where they choose atoms."""
+    n = gram.shape[-1]
+    table = gram.reshape(-1, n)
+    diags = jnp.diagonal(table.reshape(-1, n, n), axis1=1, axis2=2)
+
+    def place(block: Work) -> Place:
+        diag = diags if len(diags) == 1 else diags[block.first // n]
+        if block.candidates is None:
+            return table, block.first, None, diag
+        columns = jnp.maximum(block.candidates, 0)
+        diag = jnp.take_along_axis(jnp.broadcast_to(diag, (len(columns), n)), columns, 1)
+        return table, block.first, columns, diag
+
+    return place
+
+
+def _in_own_gram(block: Work, dictionary: jax.Array, gram: jax.Array | None) -> Place:
+    """Every signal has a Gram matrix of its candidates."""
     assert block.candidates is not None
-    local = jnp.maximum(block.candidates, 0)
-    index = block.first[:, None] + local
-
-    def chosen() -> jax.Array:
-        return dictionary.reshape(-1, d)[index].astype(dtype)
-
+    b, width = block.candidates.shape
+    dtype = block.norm.dtype
     if gram is None:
-        small = gram_matrix(chosen(), dtype)
+        small = gram_matrix(_chosen(block, dictionary), dtype)
     else:
-        small = gram.reshape(-1, n)[index[:, :, None], local[:, None, :]].astype(dtype)
-    corr = block.correlations
-    if corr is None:
-        corr = own_correlations(chosen(), block.y[:, None], dtype)[:, 0]
-    return small.reshape(-1, local.shape[1]), corr
+        local = jnp.maximum(block.candidates, 0)
+        index = block.first[:, None] + local
+        small = gram.reshape(-1, gram.shape[-1])[index[:, :, None], local[:, None, :]].astype(dtype)
+    first = jnp.arange(b, dtype=jnp.int32) * width
+    return small.reshape(-1, width), first, None, jnp.diagonal(small, axis1=1, axis2=2)
+
+
+def _chosen(block: Work, dictionary: jax.Array) -> jax.Array:
+    """The candidates' atoms `[b, K, D]`."""
+    assert block.candidates is not None
+    index = block.first[:, None] + jnp.maximum(block.candidates, 0)
+    return dictionary.reshape(-1, dictionary.shape[-1])[index].astype(block.norm.dtype)
+
+
+def _correlated(work: Work, dictionary: jax.Array) -> Work:
+    """With correlations of the candidates; without any where a block had better read its few atoms itself."""
+    assert work.candidates is not None
+    local = jnp.maximum(work.candidates, 0)
+    few = local.size < dictionary.size // dictionary.shape[-1]
+    if work.correlations is None and few:
+        if dictionary.ndim == 3:
+            return work
+        return work._replace(correlations=candidate_correlations(dictionary, work.y, local, work.y.dtype))
+    # For many signals a dictionary is read once, whole.
+    return work._replace(correlations=jnp.take_along_axis(_correlations(work, dictionary), local, 1))
 
 
 def _correlations(work: Work, dictionary: jax.Array) -> jax.Array:
@@ -178,6 +213,7 @@ def by_residual(work: Work, dictionary: jax.Array, s: int, options: Options) -> 
         problem = Problem(
             rows=rows_,
             first=first,
+            columns=None,
             diag=dg,
             correlations=jnp.zeros((size, 0), dtype),
             weights=_weights(dg, options),

@@ -12,7 +12,9 @@ from sfrjax.pursuit.products import HIGHEST, gather_atoms
 from sfrjax.pursuit.step import Solution
 
 REFINEMENTS = 3
-UNRESOLVED = 1e5  # in eps: squared residual norms below this share of the signal's are recomputed from the residual
+# In eps, of the signal's squared norm. Below the first a squared residual norm is recomputed from the residual. Below
+# the second even the coefficients are too rough for that: their own error is at most some sqrt(eps) of the signal.
+UNRESOLVED, ROUGH = 1e5, 1e3
 
 
 def norms(y: jax.Array) -> jax.Array:
@@ -45,10 +47,9 @@ def finish_code(
     coef = solution.coef * like(work.norm, solution.coef)
     rnorm = jnp.sqrt(solution.sq_norm)
     rnorm = jnp.where(like(n_atoms, rnorm) == 0, like(norm, rnorm), rnorm * like(work.norm, rnorm))
-    unresolved = (solution.sq_norm < UNRESOLVED * eps) & (like(n_atoms, rnorm) > 0)
     coef, rnorm = lax.cond(
-        jnp.any(unresolved),
-        lambda: _refine(solution, work, atoms, coef, rnorm, unresolved, options),
+        jnp.any(_below(UNRESOLVED, solution)),
+        lambda: _refine(solution, work, atoms, coef, rnorm, options),
         lambda: (coef, rnorm),
     )
     coef = jnp.where(like(broken, coef), 0, coef)
@@ -66,64 +67,90 @@ def finish_code(
     return SparseCode(support, coef, rnorm, n_atoms, status), ~jnp.any(solution.broken & jnp.isfinite(norm))
 
 
+def _below(share: float, solution: Solution) -> jax.Array:
+    """bool `[b]`, or `[b, s]` for a path: whether the squared residual norm is below `share` eps."""
+    started = jnp.any(solution.support >= 0, -1).reshape(-1, *[1] * (solution.sq_norm.ndim - 1))
+    return (solution.sq_norm < share * float(jnp.finfo(solution.sq_norm.dtype).eps)) & started
+
+
 def _refine(
-    solution: Solution,
-    work: Work,
-    atoms: jax.Array,
-    coef: jax.Array,
-    rnorm: jax.Array,
-    unresolved: jax.Array,
-    options: Options,
+    solution: Solution, work: Work, atoms: jax.Array, coef: jax.Array, rnorm: jax.Array, options: Options
 ) -> tuple[jax.Array, jax.Array]:
-    """A few steps of conjugate gradients on the least squares of signals with small residuals, and their true norms.
+    """The true norms of small residuals, and better coefficients where they are very small.
 
     In Gram space a squared norm is a difference of numbers the size of the signal's; this reads the atoms again, but
-    only in blocks where some signal needs it. The pursuit's factor preconditions; as it may be wrong by its own size
-    for nearly dependent atoms, its solutions are directions and not steps.
+    only in blocks where some signal needs it.
     """
     s, d = coef.shape[-1], work.y.shape[1]
 
-    def one(index, used, factor, y, coef, rnorm, unresolved):  # type: ignore[no-untyped-def]
-        chosen = gather_atoms(atoms, index, used, y.dtype)
-
-        def through(c: jax.Array) -> jax.Array:
-            return jnp.einsum("bs,bsd->bd", c, chosen, precision=HIGHEST)
-
-        better, error = coef, y - through(coef)
-        direction, slope = jnp.zeros_like(coef), jnp.ones(coef.shape[0], y.dtype)
-        for _ in range(REFINEMENTS):
-            gradient = jnp.einsum("bsd,bd->bs", chosen, error, precision=HIGHEST)
-            step = cho_solve((factor, False), gradient[:, :, None])[:, :, 0]
-            last, slope = slope, jnp.sum(gradient * step, -1)
-            direction = step + (slope / jnp.where(last > 0, last, 1))[:, None] * direction
-            image = through(direction)
-            length = jnp.sum(image * image, -1)
-            size = jnp.where((length > 0) & (slope > 0), slope / jnp.where(length > 0, length, 1), 0)[:, None]
-            better, error = better + size * direction, error - size * image
-        if options.selection == "non-negative":
-            better = jnp.maximum(better, 0)
-        before, after = norms(y - through(coef)), norms(y - through(better))
-        improved = after <= before  # also False for NaN
-        better = jnp.where((unresolved & improved)[:, None], better, coef)
-        return better, jnp.where(unresolved, jnp.where(improved, after, before), rnorm)
-
     def solve(block):  # type: ignore[no-untyped-def]
-        first, support, factor, y, coef, rnorm, unresolved = block
+        first, support, factor, y, coef, rnorm, unresolved, rough = block
         index = first[:, None] + jnp.maximum(support, 0)
         used = support >= 0
+
+        def at(kept, factor, coef, rnorm, unresolved, rough):  # type: ignore[no-untyped-def]
+            def measured() -> tuple[jax.Array, jax.Array]:
+                return coef, jnp.where(unresolved, norms(_error(atoms, index, used & kept, y, coef)), rnorm)
+
+            def better() -> tuple[jax.Array, jax.Array]:
+                chosen = gather_atoms(atoms, index, used & kept, y.dtype)
+                found, before, after = _conjugate_gradients(chosen, factor, y, coef, options)
+                improved = rough & (after <= before)  # also False for NaN
+                norm = jnp.where(improved, after, before)
+                return jnp.where(improved[:, None], found, coef), jnp.where(unresolved, norm, rnorm)
+
+            return lax.cond(
+                jnp.any(rough), better, lambda: lax.cond(jnp.any(unresolved), measured, lambda: (coef, rnorm))
+            )
+
         if not options.path:
-            args = (index, used, factor, y, coef, rnorm, unresolved)
-            return lax.cond(jnp.any(unresolved), lambda: one(*args), lambda: (coef, rnorm))
+            return at(True, factor, coef, rnorm, unresolved, rough)
 
-        def with_atoms(k, c, r, u):  # type: ignore[no-untyped-def]
+        def with_atoms(k, *rest):  # type: ignore[no-untyped-def]
             kept = jnp.arange(s) <= k
-            inside = kept[:, None] & kept
-            args = (index, used & kept, jnp.where(inside, factor, jnp.eye(s, dtype=y.dtype)), y, c, r, u)
-            return lax.cond(jnp.any(u), lambda: one(*args), lambda: (c, r))
+            return at(kept, jnp.where(kept[:, None] & kept, factor, jnp.eye(s, dtype=y.dtype)), *rest)
 
-        steps = (jnp.arange(s), coef.swapaxes(0, 1), rnorm.T, unresolved.T)
+        steps = (jnp.arange(s), coef.swapaxes(0, 1), rnorm.T, unresolved.T, rough.T)
         coef, rnorm = lax.map(lambda a: with_atoms(*a), steps)
         return coef.swapaxes(0, 1), rnorm.T
 
-    arrays = (work.first, solution.support, solution.factor, work.y, coef, rnorm, unresolved)
-    return map_blocks(solve, arrays, s * d, most_lanes=1)  # seldom needed, and every lane costs compile time
+    flags = (_below(UNRESOLVED, solution), _below(ROUGH, solution))
+    arrays = (work.first, solution.support, solution.factor, work.y, coef, rnorm, *flags)
+    return map_blocks(solve, arrays, s * d, options.lanes, least=1)
+
+
+def _error(atoms: jax.Array, index: jax.Array, used: jax.Array, y: jax.Array, coef: jax.Array) -> jax.Array:
+    """`y - X_S c` `[b, D]`, as a chain of row reads that XLA fuses into one pass."""
+    coef = jnp.where(used, coef, 0)
+    for t in range(index.shape[1]):
+        y = y - coef[:, t, None] * atoms[index[:, t]].astype(y.dtype)
+    return y
+
+
+def _conjugate_gradients(
+    chosen: jax.Array, factor: jax.Array, y: jax.Array, coef: jax.Array, options: Options
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A few steps on the least squares of the chosen atoms `[b, s, D]`: coefficients, residual norms before and after.
+
+    The pursuit's factor preconditions; as it may be wrong by its own size for nearly dependent atoms, its solutions are
+    directions and not steps.
+    """
+
+    def through(c: jax.Array) -> jax.Array:
+        return jnp.einsum("bs,bsd->bd", c, chosen, precision=HIGHEST)
+
+    better, error = coef, y - through(coef)
+    before = norms(error)
+    direction, slope = jnp.zeros_like(coef), jnp.ones(coef.shape[0], y.dtype)
+    for _ in range(REFINEMENTS):
+        gradient = jnp.einsum("bsd,bd->bs", chosen, error, precision=HIGHEST)
+        step = cho_solve((factor, False), gradient[:, :, None])[:, :, 0]
+        last, slope = slope, jnp.sum(gradient * step, -1)
+        direction = step + (slope / jnp.where(last > 0, last, 1))[:, None] * direction
+        image = through(direction)
+        length = jnp.sum(image * image, -1)
+        size = jnp.where((length > 0) & (slope > 0), slope / jnp.where(length > 0, length, 1), 0)[:, None]
+        better, error = better + size * direction, error - size * image
+    if options.selection == "non-negative":
+        better = jnp.maximum(better, 0)
+    return better, before, norms(y - through(better))

@@ -59,7 +59,9 @@ def _half_precision_correlations(atoms: jax.Array, signals: jax.Array, dtype: jn
 
 def own_correlations(atoms: jax.Array, signals: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """`X_p y_pl` `[P, L, N]` for atoms `[P, N, D]` and signals `[P, L, D]`."""
-    return jnp.einsum("pnd,pld->pln", atoms.astype(dtype), signals.astype(dtype), precision=HIGHEST)
+    product = jnp.einsum("pnd,pld->pnl", atoms.astype(dtype), signals.astype(dtype), precision=HIGHEST)
+    # As in `shared_correlations`: with the transpose folded in, six times as slow for several signals a position.
+    return lax.optimization_barrier(product).swapaxes(1, 2)
 
 
 def candidate_correlations(atoms: jax.Array, signals: jax.Array, index: jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -40,7 +40,7 @@ def pursue(problem: Problem, *, n_nonzero_coefs: int, selection: str, path: bool
         inverse = jnp.where(going, lax.rsqrt(jnp.where(going, at(height, j), 1)), 0)
         z = at(alpha, j) * inverse
         known = jnp.einsum("bs,bsn->bn", at(rows, j), rows, precision=HIGHEST)
-        row = (problem.rows[problem.first + j] - known) * inverse[:, None]
+        row = (problem.row(j) - known) * inverse[:, None]
         row = lax.optimization_barrier(row)
         sq = jnp.maximum(sq - z * z, 0)
         return (

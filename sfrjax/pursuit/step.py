@@ -19,6 +19,7 @@ class Problem(NamedTuple):
     rows: `[T, N]`, Gram rows of one dictionary, or of several one after the other: atom j of signal i has row
         `first[i] + j`.
     first: int32 `[b]`.
+    columns: int32 `[b, N]`, or None: where rows are wider than N, the columns (and with `first` the rows) of the atoms.
     diag: `[b, N]` or `[1, N]`, squared norms of the atoms.
     correlations: `[b, N]`.
     weights: `[b, N]`, `[1, N]` or None: factors on the correlations in the choice (1 / norm with `unit_norm`).
@@ -28,11 +29,20 @@ class Problem(NamedTuple):
 
     rows: jax.Array
     first: jax.Array
+    columns: jax.Array | None
     diag: jax.Array
     correlations: jax.Array
     weights: jax.Array | None
     allowed: jax.Array | None
     sq_tol: jax.Array
+
+    def row(self, j: jax.Array) -> jax.Array:
+        """Gram row `[b, N]` of the atoms j `[b]`."""
+        if self.columns is None:
+            return self.rows[self.first + j]
+        # In range; the checks that XLA would make for every entry take as long as the reading.
+        place = (self.first + at(self.columns, j))[:, None], self.columns
+        return self.rows.at[place].get(mode="promise_in_bounds")
 
 
 class Solution(NamedTuple):

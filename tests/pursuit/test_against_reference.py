@@ -147,7 +147,8 @@ def test_a_dictionary_per_position_equals_one_call_per_position(algorithm):
     candidates = np.stack([rng.permutation(40)[:15] for _ in range(3)])[:, None].astype(np.int32)
     gram = np.einsum("pnd,pmd->pnm", atoms, atoms)
     most = np.stack([rng.permutation(40)[:30] for _ in range(3)])[:, None].astype(np.int32)
-    choices = ({}, {"candidates": candidates}, {"candidates": most})
+    few = candidates[..., :10]  # fewer atoms than a position has, for all its signals together
+    choices = ({}, {"candidates": candidates}, {"candidates": most}, {"candidates": few})
     for extra in (*choices, *({**choice, "gram": gram} for choice in choices)):
         code = omp(atoms, signals, n_nonzero_coefs=6, algorithm=algorithm, **extra)
         for i, p in np.ndindex(3, 5):
