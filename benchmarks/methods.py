@@ -96,7 +96,7 @@ def _measure_costs(dataset: str, category: Category, variants: list[Settings], r
     groups: dict[tuple, list[Settings]] = {}
     for settings in variants:
         if (dataset, category.name, settings) not in done:
-            # In per-pixel mode only a bank without sampling keeps Gram matrices.
+            # In per-pixel mode only a bank without sampling surely keeps Gram matrices.
             keeps_gram = settings.mode == "pixel" and settings.sampling == "none"
             groups.setdefault((*bank_key(settings), keeps_gram), []).append(settings)
     for group in groups.values():

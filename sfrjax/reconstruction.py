@@ -122,7 +122,11 @@ def _channel_norms(error: jax.Array) -> jax.Array:
 def _pursue(
     atoms: jax.Array, gram: jax.Array | None, signals: jax.Array, support: jax.Array | None, *, s: int, eps: float
 ) -> SparseCode:
-    """Algorithm 1: signed choice among unnormalised atoms (Eq. 3)."""
+    """Algorithm 1: signed choice among unnormalised atoms (Eq. 3).
+
+    Where no Gram matrix is kept, every position forms that of its candidates: to read their atoms again for each
+    choice, as `omp` would, takes up to 3 times as long.
+    """
     return omp(
         atoms,
         signals,
@@ -131,4 +135,5 @@ def _pursue(
         selection="signed",
         gram=gram,
         candidates=support,
+        algorithm="rows" if gram is None else None,
     )

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from sfrjax.backbones import load_backbone
-from sfrjax.bank import bank_bytes
+from sfrjax.bank import bank_bytes, tensor_specs
 from sfrjax.bank_file import load_bank, save_bank, write_tensors
 from sfrjax.errors import SfrjaxError
 from sfrjax.pipeline import fit, predict
@@ -76,6 +76,19 @@ def test_the_bank_does_not_depend_on_the_batch_size(bank, nominal):
     other = fit(nominal, SETTINGS, batch_size=5)
     np.testing.assert_allclose(other.scoring[0].atoms, bank.scoring[0].atoms, atol=1e-4)
     np.testing.assert_allclose(other.nominal_scores, bank.nominal_scores, rtol=1e-3)
+
+
+def test_positions_keep_gram_matrices_no_larger_than_their_features():
+    shapes = {2: (4, 4, 8), 3: (2, 2, 16), 4: (1, 1, 32)}
+
+    def kept(n_images, sampling="subspace"):
+        settings = Settings(mode="pixel", sampling=sampling, levels=(2, 3), reference=4)
+        return {name for name in tensor_specs(shapes, settings, n_images) if name.endswith(".gram")}
+
+    assert kept(8) == {"2.gram", "3.gram", "reference.gram"}
+    assert kept(9) == {"3.gram", "reference.gram"}
+    assert kept(17) == {"reference.gram"}
+    assert kept(17, "none") == {"2.gram", "3.gram"}
 
 
 def test_gram_matches_float64(bank):
