@@ -2,7 +2,8 @@
 
 XLA deals the small operations of a pursuit's steps to one pool of threads. Within one program the blocks of two loops
 therefore keep changing cores, and little is won by the second one. Executions started by threads of their own stay
-apart: on two cores W1 and W2 of `benchmarks/omp.py` take 0.50 to 0.95 of the time of one program with two loops.
+apart: on two cores W1 of `benchmarks/omp.py` takes 0.5 to 0.65 of the time of one program with two loops, W2 about
+the same.
 """
 
 from collections.abc import Callable
