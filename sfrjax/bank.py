@@ -171,10 +171,14 @@ def tensor_specs(shapes: dict[Level, LevelShape], settings: Settings, n_images: 
         h, w, c = shapes[level]
         atoms = (h * w, n_images, c) if pixelwise else (n_images, h * w * c)
         specs[f"{key}.atoms"] = (atoms_dtype, atoms)
-        # With sampling, positions do without where their Gram matrices would be larger than their features.
-        if not pixelwise or settings.sampling == "none" or n_images <= c:
+        if not pixelwise or positions_keep_gram(settings.sampling, n_images, c):
             specs[f"{key}.gram"] = (single, (*atoms[:-1], n_images))
     return specs
+
+
+def positions_keep_gram(sampling: str, n_images: int, channels: int) -> bool:
+    """Whether a per-pixel bank keeps a level's Gram matrices: with sampling not where they would outgrow its features."""
+    return sampling == "none" or n_images <= channels
 
 
 def bank_bytes(backbone: Backbone, settings: Settings, n_images: int) -> int:
