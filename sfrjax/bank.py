@@ -177,7 +177,7 @@ def tensor_specs(shapes: dict[Level, LevelShape], settings: Settings, n_images: 
 
 
 def positions_keep_gram(sampling: str, n_images: int, channels: int) -> bool:
-    """Whether a per-pixel bank keeps a level's Gram matrices: with sampling not where they would outgrow its features."""
+    """Whether a per-pixel bank keeps a level's Gram matrices: with sampling not where they outgrow its features."""
     return sampling == "none" or n_images <= channels
 
 

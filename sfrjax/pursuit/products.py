@@ -13,7 +13,7 @@ from sfrjax.pursuit.code import SparseCode
 HIGHEST = lax.Precision.HIGHEST
 UNROLLED = 16  # signals whose long row chains are compiled one by one
 HALF_BLOCK = 1 << 22  # most numbers of a block of half-precision atoms in working precision (16 MB)
-CHUNK = 1 << 15  # entries of rows that are gathered at a time: the copy stays in the cache
+CHUNK = 1 << 14  # entries of rows that are gathered at a time: the copy stays in the cache
 LONG = 1 << 15  # from this many entries on, one signal's row chain keeps all cores busy
 
 
