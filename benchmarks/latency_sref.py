@@ -143,9 +143,9 @@ def _measure(nominal: Features, y: Features, configurations: list[Settings], rou
     """One row per configuration, all of one mode, interleaved on the same features; seconds are per image."""
     reset_peak()
     batch, pixelwise = len(y[0]), configurations[0].mode == "pixel"
-    sampling = min(settings.sampling for settings in configurations)  # "none" is the first
-    scoring = tuple(_dictionary(f, pixelwise, sampling) for f in nominal[:-1])
-    reference = _dictionary(nominal[-1], False, sampling)
+    widest = min(configurations, key=lambda settings: settings.sampling)  # "none", where it is among them
+    scoring = tuple(_dictionary(f, pixelwise, widest) for f in nominal[:-1])
+    reference = _dictionary(nominal[-1], False, widest)
     programs = [_programs(scoring, reference, y, settings) for settings in configurations]
     first = [seconds(runs["total_s"]) for runs in programs]
     for runs in programs:
@@ -164,11 +164,11 @@ def _measure(nominal: Features, y: Features, configurations: list[Settings], rou
     return rows
 
 
-def _dictionary(features: jax.Array, pixelwise: bool, sampling: str) -> Dictionary:
+def _dictionary(features: jax.Array, pixelwise: bool, settings: Settings) -> Dictionary:
     n, h, w, c = features.shape
     atoms = features.reshape(n, h * w, c).swapaxes(0, 1) if pixelwise else features.reshape(n, -1)
     gram = None
-    if not pixelwise or positions_keep_gram(sampling, n, c):
+    if not pixelwise or positions_keep_gram(settings, n, c):
         gram = jnp.matmul(atoms, atoms.swapaxes(-1, -2), precision=jax.lax.Precision.HIGHEST)
     return Dictionary(atoms, gram)
 
@@ -179,7 +179,7 @@ def _programs(
     """The whole reconstruction as `sfrjax` runs it, and its stages: sampling, solve, residual."""
     sampled = settings.sampling == "subspace"
     if settings.mode == "pixel":  # what a bank fitted with this sampling would hold
-        kept = [positions_keep_gram(settings.sampling, *d.atoms.shape[1:]) for d in scoring]
+        kept = [positions_keep_gram(settings, *d.atoms.shape[1:]) for d in scoring]
         scoring = tuple(d if k else d._replace(gram=None) for d, k in zip(scoring, kept, strict=True))
     about = (reference, y[-1]) if sampled else (None, None)
     support = _support(scoring[0].n_images, *about, None, settings)

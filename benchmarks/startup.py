@@ -43,6 +43,7 @@ from sfrjax.datasets.demo import write_demo_set
 from sfrjax.datasets.images import reduced
 from sfrjax.features import image_batches
 from sfrjax.page.gallery import TILE_SIDE, thumbnails
+from sfrjax.pursuit.blocks import cores
 from sfrjax.report import MAX_PICTURE_SIDE, Pictures, draw, side_by_side, write_map, write_picture
 from sfrjax.runs import predict_images
 from sfrjax.settings import BATCH_SIZE, PRESETS, Settings
@@ -144,7 +145,7 @@ def _folder(network: str, category: Category, out: Path) -> dict:
             row[i] = _seconds(step)
     times = times[1:] / len(paths)  # the first round compiles
     slower = times[:, :2, 0].max(axis=1)
-    spread = times[:, :2, 1].sum(axis=1) / len(os.sched_getaffinity(0))
+    spread = times[:, :2, 1].sum(axis=1) / cores()
     wall, cpu = np.median(times, axis=0).T
     rows = {step: {"wall_s": w, "cpu_s": c} for step, w, c in zip(STEPS, wall.tolist(), cpu.tolist(), strict=True)}
     predictions = list(pipeline.predict(bank, paths, backbone=backbone, picture_side=MAX_PICTURE_SIDE))

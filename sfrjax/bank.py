@@ -90,7 +90,7 @@ class Bank:
             raise SfrjaxError(
                 f"the bank holds reference level {held}, not {settings.reference}; fit again to change it"
             )
-        if settings.mode == "pixel" and settings.sampling == "none" and self.scoring[0].gram is None:
+        if settings.mode == "pixel" and settings.sampling == "none" and any(d.gram is None for d in self.scoring):
             raise SfrjaxError("the bank was built for pixel mode with sampling; fit again for --sampling none")
         settings.check_bank_size(self.n_images, "the bank")
 
@@ -161,7 +161,7 @@ def assembled(about: dict[str, Any], tensors: Tensors) -> Bank:
 
 def tensor_specs(shapes: dict[Level, LevelShape], settings: Settings, n_images: int) -> dict[str, TensorSpec]:
     """(dtype, shape) of every tensor of a bank of n_images, from the (h, w, c) of the levels."""
-    atoms_dtype = np.dtype(ml_dtypes.bfloat16 if settings.atoms_dtype == "bfloat16" else settings.atoms_dtype)
+    atoms_dtype = _atoms_dtype(settings)
     single = np.dtype(np.float32)
     specs: dict[str, TensorSpec] = {
         "nominal_scores": (single, (min(n_images, CALIBRATION_IMAGES),)),
@@ -171,14 +171,14 @@ def tensor_specs(shapes: dict[Level, LevelShape], settings: Settings, n_images: 
         h, w, c = shapes[level]
         atoms = (h * w, n_images, c) if pixelwise else (n_images, h * w * c)
         specs[f"{key}.atoms"] = (atoms_dtype, atoms)
-        if not pixelwise or positions_keep_gram(settings.sampling, n_images, c):
+        if not pixelwise or positions_keep_gram(settings, n_images, c):
             specs[f"{key}.gram"] = (single, (*atoms[:-1], n_images))
     return specs
 
 
-def positions_keep_gram(sampling: str, n_images: int, channels: int) -> bool:
+def positions_keep_gram(settings: Settings, n_images: int, channels: int) -> bool:
     """Whether a per-pixel bank keeps a level's Gram matrices: with sampling not where they outgrow its features."""
-    return sampling == "none" or n_images <= channels
+    return settings.sampling == "none" or 4 * n_images <= _atoms_dtype(settings).itemsize * channels
 
 
 def bank_bytes(backbone: Backbone, settings: Settings, n_images: int) -> int:
@@ -372,6 +372,10 @@ def _nominal_features(dictionary: Dictionary, indices: np.ndarray, shape: LevelS
     atoms = dictionary.atoms
     rows = atoms[indices] if atoms.ndim == 2 else atoms[:, indices].swapaxes(0, 1)
     return jnp.asarray(rows, jnp.float32).reshape(len(indices), *shape)
+
+
+def _atoms_dtype(settings: Settings) -> np.dtype:
+    return np.dtype(ml_dtypes.bfloat16 if settings.atoms_dtype == "bfloat16" else settings.atoms_dtype)
 
 
 def _shapes(backbone: Backbone, settings: Settings) -> dict[Level, LevelShape]:

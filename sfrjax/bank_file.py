@@ -22,7 +22,7 @@ from sfrjax.files import replacing
 from sfrjax.memory import aligned_empty, free_bytes
 from sfrjax.version import __version__
 
-FORMAT = 3
+FORMAT = 4
 BLOCK = 1 << 24  # bytes read, written or hashed at a time
 _NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "uint8": "U8"}
 _DTYPES = {short: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name, short in _NAMES.items()}

@@ -18,8 +18,8 @@ class Dictionary(NamedTuple):
 
     atoms: jax.Array [N, h*w*c] in full mode; [h*w, N, c] in pixel mode, a dictionary for each position. float32, or
         half precision, computed with in float32. A NumPy array is a map of a file, read as needed (see `streaming`).
-    gram: atoms @ atoms.T, float32 [N, N] or [h*w, N, N]; None in pixel mode with sampling where N > c: there it would
-        outgrow the atoms, and is formed from the few that sampling keeps.
+    gram: atoms @ atoms.T, float32 [N, N] or [h*w, N, N]; None in pixel mode with sampling where it would outgrow
+        the atoms (from N > c on, c / 2 in half precision): it is then formed of the few that sampling keeps.
     """
 
     atoms: Any

@@ -81,14 +81,15 @@ def test_the_bank_does_not_depend_on_the_batch_size(bank, nominal):
 def test_positions_keep_gram_matrices_no_larger_than_their_features():
     shapes = {2: (4, 4, 8), 3: (2, 2, 16), 4: (1, 1, 32)}
 
-    def kept(n_images, sampling="subspace"):
-        settings = Settings(mode="pixel", sampling=sampling, levels=(2, 3), reference=4)
+    def kept(n_images, sampling="subspace", dtype="float32"):
+        settings = Settings(mode="pixel", sampling=sampling, levels=(2, 3), reference=4, atoms_dtype=dtype)
         return {name for name in tensor_specs(shapes, settings, n_images) if name.endswith(".gram")}
 
     assert kept(8) == {"2.gram", "3.gram", "reference.gram"}
     assert kept(9) == {"3.gram", "reference.gram"}
     assert kept(17) == {"reference.gram"}
     assert kept(17, "none") == {"2.gram", "3.gram"}
+    assert kept(8, dtype="float16") == {"3.gram", "reference.gram"}
 
 
 def test_gram_matches_float64(bank):

@@ -63,9 +63,10 @@ def fit_cost(settings: Settings, n_images: int, decoding: float) -> Cost:
     block = jnp.zeros((min(n_images, 512), COLUMNS), jnp.float32)
     product = jax.jit(lambda x: jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST))
     _seconds(lambda: product(block))
-    # A Gram matrix is n^2 / 2 multiplications for each of the bank's columns, of which there are about
-    # size / (n itemsize).
-    gram = _seconds(lambda: product(block)) / (block.shape[0] ** 2 * COLUMNS) * n_images * size / itemsize / 2
+    # A Gram matrix is n^2 / 2 multiplications for each column of its atoms.
+    squared = [spec_bytes(specs[name.replace(".gram", ".atoms")]) for name in specs if name.endswith(".gram")]
+    columns = sum(squared) / itemsize / n_images
+    gram = _seconds(lambda: product(block)) / (block.shape[0] ** 2 * COLUMNS) * n_images**2 * columns / 2
     calibration = _bytes_read(settings, specs, n_images, batch) / BANK_RATE
     decode = decoding / min(THREADS, os.cpu_count() or 1)
     seconds = START + compilation + n_images * max(network, decode) + gram + calibration + size / WRITE_RATE

@@ -239,7 +239,10 @@ def _as_8_bit(image: Image.Image, path: Path) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    return image if image.mode == "RGB" else image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    # A comment would go on into every JPEG made of the image, where a long one is an error.
+    image.info.pop("comment", None)
+    return image
 
 
 def _integers(image: Image.Image, path: Path) -> NDArray:

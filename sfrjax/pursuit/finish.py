@@ -13,7 +13,8 @@ from sfrjax.pursuit.step import Solution
 
 REFINEMENTS = 3
 # In eps, of the signal's squared norm. Below the first a squared residual norm is recomputed from the residual. Below
-# the second even the coefficients are too rough for that: their own error is at most some sqrt(eps) of the signal.
+# the second even the coefficients are too rough for that: for atoms not in each other's span at rounding level
+# (`DEPENDENT`) they miss by at most some sqrt(eps / 32) of the signal.
 UNRESOLVED, ROUGH = 1e5, 1e3
 
 
@@ -85,8 +86,9 @@ def _refine(
 
     def solve(block):  # type: ignore[no-untyped-def]
         first, support, factor, y, coef, rnorm, unresolved, rough = block
-        index = first[:, None] + jnp.maximum(support, 0)
         used = support >= 0
+        # An unused slot reads the first atom chosen: another one may be NaN, and 0 * NaN is not 0.
+        index = first[:, None] + jnp.maximum(jnp.where(used, support, support[:, :1]), 0)
 
         def at(kept, factor, coef, rnorm, unresolved, rough):  # type: ignore[no-untyped-def]
             def measured() -> tuple[jax.Array, jax.Array]:

@@ -101,7 +101,8 @@ def residual(dictionary: jax.Array, signals: jax.Array, code: SparseCode) -> jax
 def _residual(dictionary: jax.Array, signals: jax.Array, support: jax.Array, coef: jax.Array) -> jax.Array:
     dtype = compute_dtype(dictionary, signals)
     width = dictionary.shape[-1]
-    index = jnp.maximum(support, 0)
+    # An unused slot reads the first atom chosen: another one may be NaN, and 0 * NaN is not 0.
+    index = jnp.maximum(jnp.where(support < 0, support[..., :1], support), 0)
     if dictionary.ndim == 3:
         index = index + jnp.arange(dictionary.shape[0])[:, None] * dictionary.shape[1]
     table = dictionary.reshape(-1, width)

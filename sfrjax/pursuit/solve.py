@@ -65,7 +65,8 @@ def omp(
         gram: `[N, N]` or `[P, N, N]`, `X X^T` computed beforehand; worth it when a dictionary is used more than once.
         correlations: `[..., N]`, `X y` computed beforehand.
         candidates: int32 `[..., K]`, broadcastable over the batch: the atoms each signal may use, -1 in unused slots.
-            Only these atoms are read, unless `gram` is given and the batch has as many of them as there are atoms.
+            Only these atoms are read, unless `gram` is given and each signal has half of all atoms or more, or the
+            batch together as many as there are.
         path: also return the codes with 1, 2, ... atoms (see `SparseCode`).
         algorithm: "rows", "gram" or "residual"; None chooses by shape (docs/omp.md). They agree up to rounding.
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from sfrjax.datasets import IMAGE_EXTENSIONS, list_images, read_image, read_mask
-from sfrjax.datasets.images import image_shape, inspect_image
+from sfrjax.datasets.images import image_shape, inspect_image, open_rgb
 from sfrjax.errors import SfrjaxError
 
 RAMP = np.arange(0, 256, 16, dtype=np.uint8).reshape(4, 4)
@@ -132,6 +132,14 @@ def test_animation_gives_its_first_frame(tmp_path):
     for name in ("a.gif", "a.tif"):
         first.save(tmp_path / name, save_all=True, append_images=[second])
         assert (pixels(tmp_path / name) == 30).all()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_a_comment_is_left_behind(tmp_path, mode):
+    Image.new("RGB", (4, 4)).convert(mode).save(tmp_path / "a.gif", comment=b"x" * 70_000)
+    picture = open_rgb(tmp_path / "a.gif")
+    picture.save(tmp_path / "a.jpg")  # Pillow would refuse the comment as too long
+    assert "comment" not in Image.open(tmp_path / "a.jpg").info
 
 
 # Resizing

@@ -126,6 +126,21 @@ def test_few_candidates_are_all_that_is_read():
     np.testing.assert_array_equal(poisoned.support, code.support)
 
 
+@pytest.mark.parametrize("noise", [0.3, 1e-4])  # a true norm is enough; coefficients are refined, too
+def test_an_unread_atom_may_be_nan_where_the_pursuit_ends_early(noise):
+    rng = np.random.default_rng(4)
+    atoms = rng.standard_normal((50, 64)).astype(np.float32)
+    signal = atoms[3] + noise * rng.standard_normal(64).astype(np.float32) / 8
+    candidates = np.array([3, 5, 7, 9, 11], np.int32)
+    gram = atoms @ atoms.T
+    atoms[0] = np.nan  # traced, because an eager call would refuse it
+    code = jax.jit(lambda x: omp(x, signal, n_nonzero_coefs=4, tol=0.5, candidates=candidates, gram=gram))(atoms)
+    assert code.support.tolist() == [3, -1, -1, -1]
+    error = signal - code.coef[0] * atoms[3]
+    np.testing.assert_allclose(code.residual_norm, np.linalg.norm(error), rtol=1e-4)
+    np.testing.assert_allclose(residual(atoms, signal, code), error, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("width", [24, 40])  # a remainder alone; whole chunks and a remainder
 def test_correlations_of_candidates_in_chunks(monkeypatch, width, dtype):
