@@ -13,8 +13,9 @@ predict over the slower of the two; `floor` is what it would be if writing took 
 `cpu` of decoding and computing, shared by the cores, over the slower of the two, and never below 1. `writing` are the
 parts of what predict does besides, in one thread.
 
-Folder and weights: the test images of the MVTec AD category "bottle" and the Caffe ResNet50 of ../shared/data (or
-$SFRJAX_DATA). Where they are absent the demo set is used, and ResNet50 is left out.
+Folder and weights: all images, nominal and test, of the MVTec AD category "bottle" and the Caffe ResNet50 of
+../shared/data (or $SFRJAX_DATA): a long folder, of which the first batch's decoding and the last one's files, which
+nothing runs beside, are a small part. Where they are absent the demo set is used, and ResNet50 is left out.
 """
 
 import argparse
@@ -118,7 +119,7 @@ def _folder(network: str, category: Category, out: Path) -> dict:
     settings = Settings(**{**PRESETS["mvtec"], "backbone": network})
     backbone = load_backbone(network, levels=settings.feature_levels, weights=weights_of(network))
     bank = pipeline.fit(category.train, settings, backbone=backbone)
-    paths = [sample.image for sample in category.test]
+    paths = [*category.train, *(sample.image for sample in category.test)]
 
     def decoded() -> list[np.ndarray]:
         batches = image_batches(paths, size=settings.image_size, batch_size=BATCH_SIZE)
