@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import io
 import os
 import pickle
@@ -157,15 +158,21 @@ def test_cut_short_anywhere(tmp_path, is_zip):
             open_torch(path)
 
 
+@functools.cache
+def small_file(is_zip):
+    """Saved once: torch writes addresses into the legacy format, so that its length differs from time to time."""
+    buffer = io.BytesIO()
+    state = collections.OrderedDict(a=torch.arange(6.0).reshape(2, 3), b=torch.zeros(4).half(), n=torch.tensor(3))
+    save(state, buffer, is_zip)
+    return buffer.getvalue()
+
+
 @FORMATS
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_flipped_bytes_give_tensors_or_one_error(is_zip, data):
     """Whatever the bytes say: either readable tensors, or a SfrjaxError, and never much memory."""
-    buffer = io.BytesIO()
-    state = collections.OrderedDict(a=torch.arange(6.0).reshape(2, 3), b=torch.zeros(4).half(), n=torch.tensor(3))
-    save(state, buffer, is_zip)
-    content = bytearray(buffer.getvalue())
+    content = bytearray(small_file(is_zip))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     if data.draw(st.booleans()):
