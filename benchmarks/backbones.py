@@ -2,7 +2,7 @@
 
 Speed: the forward pass (uint8 pixels in, levels 1-4 out, preprocessing included), sfrjax and torch alternating. Between
 them is a pause, in which the threads of the one that ran go to sleep, and calls that are not timed, after which those
-of the other are awake: first calls after a pause take up to twice as long. torch runs with BatchNorm folded and in
+of the other are awake: a first call after a pause would measure the pause, too. torch runs with BatchNorm folded and in
 whichever memory layout is faster, sfrjax as it is. Random parameters, so that no download is needed; the largest
 relative difference between the two is printed beside the times.
 Loading: peak memory above the interpreter's own, over the size of the file.
