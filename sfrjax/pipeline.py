@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from sfrjax.backbones import Backbone, load_backbone
-from sfrjax.bank import Bank, bank_bytes, bank_specs, build_bank, new_about
+from sfrjax.bank import Bank, bank_bytes, bank_specs, new_about
 from sfrjax.bank_file import load_bank, new_bank_file
+from sfrjax.build import build_bank
 from sfrjax.datasets.images import list_images
 from sfrjax.errors import SfrjaxError
 from sfrjax.features import Batch, Skipped, extract, image_batches

@@ -12,7 +12,7 @@ import numpy as np
 
 from sfrjax.backbones import untrained_backbone
 from sfrjax.background import THREADS
-from sfrjax.bank import CALIBRATION_IMAGES, TensorSpec, bank_bytes, bank_specs, spec_bytes
+from sfrjax.bank import CALIBRATION_IMAGES, TensorSpec, atoms_dtype, bank_bytes, bank_specs, spec_bytes
 from sfrjax.features import extract
 from sfrjax.gram import COLUMNS
 from sfrjax.settings import BATCH_SIZE, Settings
@@ -50,7 +50,6 @@ def fit_cost(settings: Settings, n_images: int, decoding: float) -> Cost:
     backbone = untrained_backbone(settings.backbone, levels=settings.feature_levels, dtype=settings.dtype)
     specs = bank_specs(backbone, settings, n_images)
     size = bank_bytes(backbone, settings, n_images)
-    itemsize = 4 if settings.atoms_dtype == "float32" else 2
     batch = min(BATCH_SIZE, n_images)
     shape = (batch, settings.image_size, settings.image_size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
@@ -65,7 +64,7 @@ def fit_cost(settings: Settings, n_images: int, decoding: float) -> Cost:
     _seconds(lambda: product(block))
     # A Gram matrix is n^2 / 2 multiplications for each column of its atoms.
     squared = [spec_bytes(specs[name.replace(".gram", ".atoms")]) for name in specs if name.endswith(".gram")]
-    columns = sum(squared) / itemsize / n_images
+    columns = sum(squared) / atoms_dtype(settings).itemsize / n_images
     gram = _seconds(lambda: product(block)) / (block.shape[0] ** 2 * COLUMNS) * n_images**2 * columns / 2
     calibration = _bytes_read(settings, specs, n_images, batch) / BANK_RATE
     decode = decoding / min(THREADS, os.cpu_count() or 1)
