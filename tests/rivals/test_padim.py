@@ -37,11 +37,12 @@ def concatenated(features):
     return np.concatenate(repeated, axis=-1).astype(np.float64)
 
 
-@pytest.mark.parametrize("n", [5, 40])  # fewer images than channels: the 0.01 alone makes the covariance definite
-def test_maps_are_mahalanobis_distances(n):
-    rng = np.random.default_rng(n)
-    nominal, test = random_features(rng, n), random_features(rng, 2)
-    maps, scores = padim.score(fitted(nominal, [3, n - 3]), test, SETTINGS)
+# Fewer images than channels: the 0.01 alone makes the covariance definite. More: they are added in three parts.
+@pytest.mark.parametrize("sizes", [[3, 2], [3, 30, 40, 7]])
+def test_maps_are_mahalanobis_distances(sizes):
+    rng = np.random.default_rng(sum(sizes))
+    nominal, test = random_features(rng, sum(sizes)), random_features(rng, 2)
+    maps, scores = padim.score(fitted(nominal, sizes), test, SETTINGS)
     known, new = concatenated(nominal), concatenated(test)
     for row in range(2):
         distance = np.zeros((8, 8))
