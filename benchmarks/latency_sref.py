@@ -41,6 +41,7 @@ from sfrjax.settings import MODES, SAMPLINGS, Settings
 
 S_REFS = (10, 20, 30, 40, 50)
 SIZES = (50, 300, 2000)
+ROUNDS = {"full": 15, "pixel": 5}  # short calls need more of them for a steady median
 LITE0 = ((32, 32, 40), (16, 16, 112), (8, 8, 320))  # EfficientNet-Lite0's levels 2, 3 and, as reference, 4
 GRAM_LIMIT = 2e9  # bytes; a per-pixel bank without sampling beyond this is left out
 IMAGE_STAGES = ("decode_s", "backbone_s", "map_s")  # preprocessing is a part of the network's program
@@ -52,10 +53,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the results to this file, the plot beside it")
     parser.add_argument("--mode", choices=MODES, help="one mode only; the other's rows in the JSON are kept")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, help=f"default: {ROUNDS['full']}, {ROUNDS['pixel']} in pixel mode")
     parser.add_argument("--backbone", help="default: resnet50 where its weights are here")
     arguments = parser.parse_args()
     modes = (arguments.mode,) if arguments.mode else MODES
+    rounds = {mode: arguments.rounds or ROUNDS[mode] for mode in modes}
     backbone = arguments.backbone or available(("resnet50", "efficientnet_lite0"))[0]
     batches = (1, 8) if jax.default_backend() == "cpu" else (1, 32)
 
@@ -64,20 +66,20 @@ def main() -> None:
         levels = Settings().feature_levels
         network = load_backbone(backbone, levels=levels, weights=weights_of(backbone))
         nominal = _features(network, train)
-        stages = [_fixed_stages(network, test[:batch], arguments.rounds) for batch in batches]
+        stages = [_fixed_stages(network, test[:batch], max(rounds.values())) for batch in batches]
         tests = [_features(network, test[:batch]) for batch in batches]
     rows, growth = [], []
     for mode in modes:
         s_refs = [min(s_ref, len(train)) for s_ref in S_REFS]
         sweep = [Settings(mode=mode, sampling=k, s_ref=n, s=max(1, n // 2)) for n in s_refs for k in SAMPLINGS]
         for fixed, y in zip(stages, tests, strict=True):
-            rows += _measure(nominal, y, sweep, arguments.rounds)
+            rows += _measure(nominal, y, sweep, rounds[mode])
             for row in rows[-len(sweep) :]:
                 row["image_s"] = row["total_s"] + sum(v for k, v in fixed.items() if k in IMAGE_STAGES)
     del nominal
     for mode in modes:
         for batch in batches:
-            growth += _growth(mode, batch, max(1, arguments.rounds // 2))
+            growth += _growth(mode, batch, max(1, rounds[mode] // 2))
     result = _merged(
         arguments.json,
         {
@@ -87,7 +89,7 @@ def main() -> None:
             "backbone": backbone,
             "images": source,
             "nominal_images": len(train),
-            "rounds": arguments.rounds,
+            "rounds": rounds,
             "stages": stages,
             "s_ref": rows,
             "nominal": growth,
@@ -247,6 +249,7 @@ def _merged(path: Path | None, result: dict) -> dict:
     for name in ("s_ref", "nominal"):
         measured = {row["mode"] for row in result[name]}
         result[name] = [row for row in before[name] if row["mode"] not in measured] + result[name]
+    result["rounds"] = {**before["rounds"], **result["rounds"]}
     return result
 
 
