@@ -1,4 +1,4 @@
-"""docs/results.md from the JSON files in benchmarks/results: `python benchmarks/results_page.py`.
+"""docs/results.md, and the tables of other pages, from the JSON files: `python benchmarks/results_page.py`.
 
 Nothing on the page is typed by hand but the words around the figures; a test compares it with what this script makes.
 """
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import page_tables
 from common import CATEGORIES, RESULTS
 from methods import BACKBONES as COMPARED_NETWORKS
 from methods import COMPARED, describe, wanted
@@ -34,9 +35,11 @@ over 3 x 3 positions. MVTec AD's bottle is a copy reduced to 450 x 450; MTD is i
 
 
 def main() -> None:
-    """Write the page."""
+    """Write the page, and fill the tables of the others."""
     PAGE.write_text(page(RESULTS))
-    print(f"wrote {PAGE}")
+    for path in page_tables.PAGES:
+        path.write_text(page_tables.filled(path.read_text(), RESULTS))
+    print("wrote", *(path.name for path in (PAGE, *page_tables.PAGES)))
 
 
 def page(results: Path) -> str:

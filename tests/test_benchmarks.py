@@ -120,3 +120,15 @@ def test_latency_rows(scripts):
 def test_results_page_is_what_the_json_gives(scripts):
     page = scripts["results_page"]
     assert page.PAGE.read_text() == page.page(page.RESULTS), "run python benchmarks/results_page.py and commit the page"
+
+
+def test_tables_of_other_pages_are_what_the_json_gives(scripts):
+    results = scripts["results_page"].RESULTS
+    tables = scripts["results_page"].page_tables
+    names = []
+    for path in tables.PAGES:
+        text = path.read_text()
+        assert text == tables.filled(text, results), f"{path.name}: run python benchmarks/results_page.py and commit it"
+        assert text.count("<!-- table: ") == text.count("<!-- end -->")
+        names += [found[1] for found in tables.MARKED.finditer(text)]
+    assert sorted(names) == sorted(tables.TABLES)
