@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from common import available, categories, device_name, peak_bytes, reset_peak, seconds, weights_of, write_result
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from rich.console import Console
 from rich.table import Table
 
@@ -275,6 +276,9 @@ def _plot(result: dict) -> Figure:
             ax.set(xlabel=label, ylabel="reconstruction, ms per image", title=f"batch {batch}", yscale="log")
             if section == "nominal":
                 ax.set_xscale("log")
+            for axis in (ax.xaxis, ax.yaxis) if section == "nominal" else (ax.yaxis,):
+                axis.set_major_formatter(LogFormatter())
+                axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
             ax.grid(alpha=0.3, which="both")
     axes[0, 0].legend(fontsize=7)
     figure.suptitle(

@@ -14,7 +14,7 @@ def _forget_compiled_programs() -> Iterator[None]:
     """Free compiled programs in time: each holds hundreds of memory maps, and Linux aborts a process at 65,530."""
     yield
     maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+    if maps.exists() and maps.read_bytes().count(b"\n") > 40_000:
         jax.clear_caches()
         gc.collect()
 
