@@ -7,8 +7,9 @@ import platform
 import re
 import resource
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from sfrjax.files import replacing
 from sfrjax.weights.fetch import find, local_path
 
 DATA = Path(os.environ.get("SFRJAX_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parent / "results"  # what the project's own machines measured
+OWN = Path("sfrjax-benchmarks")  # where scripts that go on after an interruption keep what they measure here
 
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood", "mtd")
 CATEGORIES = {
@@ -42,6 +44,24 @@ def categories(dataset: str) -> tuple[list[Category], list[str]]:
         found = []
     names = {category.name for category in found}
     return found, [name for name in CATEGORIES[dataset] if name not in names]
+
+
+def data_here(wanted: Sequence[str] | None) -> list[tuple[str, Category]]:
+    """(data set, category) of all that is here, or of those named; says which published ones are not.
+
+    Raises:
+        SfrjaxError: a category named is not here.
+    """
+    found = []
+    for dataset in CATEGORIES:
+        here, missing = categories(dataset)
+        found += [(dataset, category) for category in here]
+        if missing:
+            print(f"{dataset}: not here: {', '.join(missing)}", file=sys.stderr)
+    names = [category.name for _, category in found]
+    if unknown := [name for name in wanted or () if name not in names]:
+        raise SfrjaxError(f"--category {', '.join(unknown)}: not in {DATA}; there are {', '.join(names) or 'none'}")
+    return [(dataset, category) for dataset, category in found if wanted is None or category.name in wanted]
 
 
 def weights_of(backbone: str) -> Path | None:
@@ -108,14 +128,57 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def start_result(path: Path, about: dict[str, Any], lists: tuple[str, ...] = ("rows",)) -> dict[str, Any]:
-    """A result with what an interrupted or earlier run of the script left in `path`; says how much that is."""
+    """A result with what an interrupted or earlier run of the script left in `path`; says how much that is.
+
+    Written at once, so that a place that cannot be written is known before anything is measured.
+
+    Raises:
+        SfrjaxError: the file is of another script or another machine, or damaged, or cannot be written.
+    """
     result = {"device": device_name(), "jax": jax.__version__, **about, **{name: [] for name in lists}}
     if path.is_file():
-        before = json.loads(path.read_text())
+        before = read_result(path, about["command"])
+        if before.get("device") != result["device"]:
+            raise SfrjaxError(
+                f"{path}: was measured on {before.get('device')}, not on {result['device']}; give --json another file"
+            )
         result |= {name: before.get(name, []) for name in lists}
         count = sum(len(result[name]) for name in lists)
         print(f"{path} holds {count} rows already; they are not measured again (delete the file to start anew)")
+    write_result(path, result)
     return result
+
+
+def read_result(path: Path, command: str) -> dict[str, Any]:
+    """What a script wrote. Raises SfrjaxError where that is not what the file holds."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise SfrjaxError(f"{path} cannot be read ({error}); give --json another file, or delete it") from error
+    if not isinstance(content, dict) or content.get("command") != command:
+        raise SfrjaxError(f"{path} was not written by `{command}`; give --json another file")
+    return content
+
+
+def check_writable(path: Path | None) -> None:
+    """Raise SfrjaxError where a script's --json could not be written at its end."""
+    if path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise SfrjaxError(f"--json {path}: cannot be written ({error.strerror or error})") from error
+
+
+def run(main: Callable[[], None]) -> None:
+    """A script's work: a problem that its user can mend is one sentence and exit status 1."""
+    try:
+        main()
+    except SfrjaxError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the rows that were written stay, and the same command goes on after them")
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

@@ -5,15 +5,16 @@
 Subspace-based, random and no sampling, s = s_ref / 2, in full-vector and per-pixel mode, for one image and for a
 batch. Features of MVTec AD "bottle" (or of the demo set where it is absent) are extracted once; every round then runs
 all configurations in turn, so that a slow spell of the machine meets them all. `image` is the sum of the medians of
-all stages from file to map, one after the other: `sfrjax.predict` lets decoding overlap with the rest. `first` is the
-first call, which compiles. Peak memory is the process's over the rounds of one mode and batch, dictionaries included.
+all stages from file to map, one after the other: `sfrjax.predict` lets decoding overlap with the rest. Only
+subspace-based sampling needs the network as far as the reference level: the others end a level earlier. `first` is the
+first call, which compiles everything, of one s_ref. Peak memory is the process's over the rounds of all configurations
+of one mode and batch, dictionaries included.
 
 The growth with the number of nominal images N is measured on random features of EfficientNet-Lite0's shapes.
 A plot is written beside the JSON.
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +24,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import available, categories, device_name, peak_bytes, reset_peak, seconds, weights_of, write_result
+from common import (
+    available,
+    categories,
+    check_writable,
+    device_name,
+    peak_bytes,
+    read_result,
+    reset_peak,
+    run,
+    seconds,
+    weights_of,
+    write_result,
+)
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 from rich.console import Console
@@ -34,18 +47,20 @@ from sfrjax.bank import positions_keep_gram
 from sfrjax.datasets import load_dataset
 from sfrjax.datasets.demo import write_demo_set
 from sfrjax.datasets.images import read_image
+from sfrjax.errors import SfrjaxError
 from sfrjax.features import extract, image_batches
 from sfrjax.pursuit import residual
 from sfrjax.reconstruction import Dictionary, _channel_norms, _pursue, _support, residual_norms
 from sfrjax.scoring import anomaly_maps, resize_map
 from sfrjax.settings import MODES, SAMPLINGS, Settings
 
+COMMAND = "python benchmarks/latency_sref.py --json FILE"
 S_REFS = (10, 20, 30, 40, 50)
 SIZES = (50, 300, 2000)
 ROUNDS = {"full": 15, "pixel": 5}  # short calls need more of them for a steady median
 LITE0 = ((32, 32, 40), (16, 16, 112), (8, 8, 320))  # EfficientNet-Lite0's levels 2, 3 and, as reference, 4
 GRAM_LIMIT = 2e9  # bytes; a per-pixel bank without sampling beyond this is left out
-IMAGE_STAGES = ("decode_s", "backbone_s", "map_s")  # preprocessing is a part of the network's program
+FIRST = 40  # the s_ref whose first call is timed
 Features = tuple[jax.Array, ...]  # of each scoring level [n, h, w, c], the reference level's last
 
 
@@ -62,12 +77,18 @@ def main() -> None:
     backbone = arguments.backbone or available(("resnet50", "efficientnet_lite0"))[0]
     batches = (1, 8) if jax.default_backend() == "cpu" else (1, 32)
 
+    check_writable(arguments.json)
+    before = _before(arguments.json, backbone) if arguments.mode else None
     with tempfile.TemporaryDirectory() as scratch:
         train, test, source = _images(Path(scratch))
-        levels = Settings().feature_levels
-        network = load_backbone(backbone, levels=levels, weights=weights_of(backbone))
+        settings = Settings()
+        weights = weights_of(backbone)
+        network, shallower = (
+            load_backbone(backbone, levels=levels, weights=weights)
+            for levels in (settings.feature_levels, settings.levels)
+        )
         nominal = _features(network, train)
-        stages = [_fixed_stages(network, test[:batch], max(rounds.values())) for batch in batches]
+        stages = [_fixed_stages(network, shallower, test[:batch], max(rounds.values())) for batch in batches]
         tests = [_features(network, test[:batch]) for batch in batches]
     rows, growth = [], []
     for mode in modes:
@@ -76,16 +97,17 @@ def main() -> None:
         for fixed, y in zip(stages, tests, strict=True):
             rows += _measure(nominal, y, sweep, rounds[mode])
             for row in rows[-len(sweep) :]:
-                row["image_s"] = row["total_s"] + sum(v for k, v in fixed.items() if k in IMAGE_STAGES)
+                features = fixed["backbone_s" if row["sampling"] == "subspace" else "shallower_s"]
+                row["image_s"] = fixed["decode_s"] + features + row["total_s"] + fixed["map_s"]
     del nominal
     for mode in modes:
         for batch in batches:
             growth += _growth(mode, batch, max(1, rounds[mode] // 2))
     result = _merged(
-        arguments.json,
+        before,
         {
             "device": device_name(),
-            "command": "python benchmarks/latency_sref.py --json FILE",
+            "command": COMMAND,
             "jax": jax.__version__,
             "backbone": backbone,
             "images": source,
@@ -118,8 +140,8 @@ def _features(network: Backbone, paths: list[Path]) -> Features:
     return tuple(jnp.asarray(np.concatenate(level)) for level in zip(*parts, strict=True))
 
 
-def _fixed_stages(network: Backbone, paths: list[Path], rounds: int) -> dict[str, Any]:
-    """Seconds per image of the stages that neither s_ref nor N changes; the network's includes its preprocessing."""
+def _fixed_stages(network: Backbone, shallower: Backbone, paths: list[Path], rounds: int) -> dict[str, Any]:
+    """Seconds per image of the stages that neither s_ref nor N changes; a network's includes its preprocessing."""
     settings = Settings()
     images = np.stack([read_image(path, settings.image_size)[0] for path in paths])
     shape = read_image(paths[0], settings.image_size)[1]
@@ -134,10 +156,11 @@ def _fixed_stages(network: Backbone, paths: list[Path], rounds: int) -> dict[str
         "decode_s": lambda: [read_image(path, settings.image_size) for path in paths],
         "preprocess_s": lambda: preprocess(images),
         "backbone_s": lambda: extract(network, images),
+        "shallower_s": lambda: extract(shallower, images),
         "map_s": maps,
     }
-    first = {name: seconds(run) for name, run in runs.items()}
-    times = [{name: seconds(run) for name, run in runs.items()} for _ in range(rounds)]
+    first = {name: seconds(call) for name, call in runs.items()}
+    times = [{name: seconds(call) for name, call in runs.items()} for _ in range(rounds)]
     medians = {name: float(np.median([t[name] for t in times])) / len(paths) for name in runs}
     return {"batch": len(paths), **medians, "backbone_first_call_s": first["backbone_s"]}
 
@@ -149,12 +172,16 @@ def _measure(nominal: Features, y: Features, configurations: list[Settings], rou
     widest = min(configurations, key=lambda settings: settings.sampling)  # "none", where it is among them
     scoring = tuple(_dictionary(f, pixelwise, widest) for f in nominal[:-1])
     reference = _dictionary(nominal[-1], False, widest)
+    first = {}
+    for settings in configurations:
+        if settings.s_ref == FIRST:
+            jax.clear_caches()
+            first[settings] = seconds(_reconstruction(scoring, reference, y, settings))
     programs = [_programs(scoring, reference, y, settings) for settings in configurations]
-    first = [seconds(runs["total_s"]) for runs in programs]
     for runs in programs:
-        for run in runs.values():
-            seconds(run)
-    times = [[{name: seconds(run) for name, run in runs.items()} for runs in programs] for _ in range(rounds)]
+        for call in runs.values():
+            seconds(call)
+    times = [[{name: seconds(call) for name, call in runs.items()} for runs in programs] for _ in range(rounds)]
     peak = peak_bytes()
     rows = []
     for i, settings in enumerate(configurations):
@@ -163,7 +190,9 @@ def _measure(nominal: Features, y: Features, configurations: list[Settings], rou
         identity |= {"batch": batch, "nominal_images": len(nominal[0])}
         medians = {name: float(np.median(values)) for name, values in found.items()}
         p95 = float(np.percentile(found["total_s"], 95))
-        rows.append({**identity, **medians, "total_p95_s": p95, "first_call_s": first[i], "peak_bytes": peak})
+        rows.append({**identity, **medians, "total_p95_s": p95, "peak_bytes": peak})
+        if settings in first:
+            rows[-1]["first_call_s"] = first[settings]
     return rows
 
 
@@ -176,21 +205,30 @@ def _dictionary(features: jax.Array, pixelwise: bool, settings: Settings) -> Dic
     return Dictionary(atoms, gram)
 
 
+def _reconstruction(
+    scoring: tuple[Dictionary, ...], reference: Dictionary, y: Features, settings: Settings
+) -> Callable[[], Any]:
+    """The whole reconstruction as `sfrjax` runs it, with the Gram matrices that a bank of these settings holds."""
+    about = (reference, y[-1]) if settings.sampling == "subspace" else (None, None)
+    held = _held(scoring, settings)
+    return lambda: residual_norms(held, about[0], y[:-1], about[1], settings=settings)
+
+
+def _held(scoring: tuple[Dictionary, ...], settings: Settings) -> tuple[Dictionary, ...]:
+    if settings.mode == "full":
+        return scoring
+    kept = [positions_keep_gram(settings, *d.atoms.shape[1:]) for d in scoring]
+    return tuple(d if k else d._replace(gram=None) for d, k in zip(scoring, kept, strict=True))
+
+
 def _programs(
     scoring: tuple[Dictionary, ...], reference: Dictionary, y: Features, settings: Settings
 ) -> dict[str, Callable[[], Any]]:
-    """The whole reconstruction as `sfrjax` runs it, and its stages: sampling, solve, residual."""
-    sampled = settings.sampling == "subspace"
-    if settings.mode == "pixel":  # what a bank fitted with this sampling would hold
-        kept = [positions_keep_gram(settings, *d.atoms.shape[1:]) for d in scoring]
-        scoring = tuple(d if k else d._replace(gram=None) for d, k in zip(scoring, kept, strict=True))
-    about = (reference, y[-1]) if sampled else (None, None)
+    """The whole reconstruction, and its stages: sampling, solve, residual."""
+    about = (reference, y[-1]) if settings.sampling == "subspace" else (None, None)
     support = _support(scoring[0].n_images, *about, None, settings)
-    solve = partial(_solve, scoring, y[:-1], support, settings)
-    runs: dict[str, Callable[[], Any]] = {
-        "total_s": lambda: residual_norms(scoring, about[0], y[:-1], about[1], settings=settings),
-        "solve_s": solve,
-    }
+    solve = partial(_solve, _held(scoring, settings), y[:-1], support, settings)
+    runs = {"total_s": _reconstruction(scoring, reference, y, settings), "solve_s": solve}
     if settings.sampling != "none":
         runs["sampling_s"] = lambda: _support(scoring[0].n_images, *about, None, settings)
     if settings.mode == "full":
@@ -242,11 +280,22 @@ def _growth(mode: str, batch: int, rounds: int) -> list[dict]:
     return rows
 
 
-def _merged(path: Path | None, result: dict) -> dict:
-    """With one mode only, the other mode's rows of an earlier run stay."""
+def _before(path: Path | None, backbone: str) -> dict | None:
+    """An earlier run, of which the other mode's rows stay. Raises SfrjaxError where they would not belong together."""
     if path is None or not path.is_file():
+        return None
+    before = read_result(path, COMMAND)
+    if (before["device"], before["backbone"]) != (device_name(), backbone):
+        raise SfrjaxError(
+            f"{path}: is of {before['device']}, {before['backbone']}; give --json another file, or no --mode"
+        )
+    return before
+
+
+def _merged(before: dict | None, result: dict) -> dict:
+    """With one mode only, the other mode's rows of an earlier run stay."""
+    if before is None:
         return result
-    before = json.loads(path.read_text())
     for name in ("s_ref", "nominal"):
         measured = {row["mode"] for row in result[name]}
         result[name] = [row for row in before[name] if row["mode"] not in measured] + result[name]
@@ -302,11 +351,12 @@ def _print(result: dict) -> None:
             whole = row.get("image_s")
             figures = [f"{1000 * row['total_s']:.2f}", f"{1000 * row['total_p95_s']:.2f}"]
             figures += [f"{1000 * whole:.1f}", f"{1 / whole:.1f}"] if whole else ["-", f"{1 / row['total_s']:.0f}"]
-            figures += [f"{row['first_call_s']:.1f}", f"{row['peak_bytes'] / 1e9:.2f}"]
+            first = f"{row['first_call_s']:.1f}" if "first_call_s" in row else "-"
+            figures += [first, f"{row['peak_bytes'] / 1e9:.2f}"]
             keys = ("mode", "batch", "sampling", "nominal_images", "s_ref", "s")
             table.add_row(*(str(row[key]) for key in keys), *split, *figures)
         console.print(table)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

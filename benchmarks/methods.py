@@ -2,13 +2,15 @@
 
     python benchmarks/methods.py [--category NAME ...] [--backbone NAME ...] [--method NAME ...]
 
-For MVTec AD "bottle" and MTD (or the categories named) and for ResNet50 and EfficientNet-Lite0, where they are here:
-pixel AUROC, AUPRO and image AUROC over the whole test set, into the JSON of `paper.py` (the same rows: what is there
-is not measured again); then fit time, time per image, bank size and peak memory, by a process for each memory bank.
+For MVTec AD "bottle" and MTD (or the categories named, or all that are here where neither of the two is) and for
+ResNet50 and EfficientNet-Lite0, where they are here: pixel AUROC, AUPRO and image AUROC over the whole test set, into
+the JSON of `paper.py` (the same rows: what is there is not measured again); then fit time, time per image, bank size
+and peak memory, by a process for each memory bank.
 
 fit: from the image files to the bank, its leave-one-out threshold and compilation included. Time per image: from
-decoded images in memory to maps, median over batches of the test images, after a first call. Peak: the process's
-largest resident memory over fit (the same for all samplings that share a bank) and prediction.
+decoded images in memory to maps, median over batches of the test images, after a first call; SFR's samplings share a
+bank and its fit, and take their batches in turn. Bank: what one fitted with these settings alone would take. Peak: the
+process's largest resident memory over fit and first calls.
 """
 
 import argparse
@@ -25,24 +27,28 @@ from typing import Any
 import jax
 import numpy as np
 from common import (
-    CATEGORIES,
-    RESULTS,
+    OWN,
     available,
     categories,
+    data_here,
     device_name,
     peak_bytes,
     reset_peak,
+    run,
     seconds,
     start_result,
     weights_of,
     write_result,
 )
-from paper import bank_key, measure_category, open_result, row_key, table_settings
+from paper import BACKBONES as PAPERS_AND_OURS
+from paper import bank_key, check_images, measure_category, open_result, possible, row_key, table_settings
 from rich.console import Console
 from rich.table import Table
 
 from sfrjax.backbones import Backbone, load_backbone
+from sfrjax.bank import bank_bytes
 from sfrjax.datasets import Category
+from sfrjax.errors import SfrjaxError
 from sfrjax.features import image_batches
 from sfrjax.pipeline import fit_method, localise
 from sfrjax.settings import METHODS, MODES, Settings, preset
@@ -56,12 +62,12 @@ BUDGET, FEWEST = 30.0, 3  # of a batch size's batches, no more are timed after s
 def main() -> None:
     """Measure what is missing, row by row, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--category", nargs="+", default=COMPARED)
-    parser.add_argument("--backbone", nargs="+", default=BACKBONES)
+    parser.add_argument("--category", nargs="+")
+    parser.add_argument("--backbone", nargs="+", choices=PAPERS_AND_OURS, default=BACKBONES)
     parser.add_argument("--method", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--mode", nargs="+", choices=MODES, default=MODES, help="of SFR")
-    parser.add_argument("--json", type=Path, default=RESULTS / "methods-cpu.json", help="cost rows, kept between runs")
-    parser.add_argument("--accuracy", type=Path, default=RESULTS / "paper-cpu.json", help="accuracy rows, kept too")
+    parser.add_argument("--json", type=Path, default=OWN / "methods.json", help="cost rows, kept between runs")
+    parser.add_argument("--accuracy", type=Path, default=OWN / "paper.json", help="accuracy rows, kept too")
     parser.add_argument("--only", choices=("accuracy", "cost"), help="one half only")
     parser.add_argument("--child", help=argparse.SUPPRESS)  # one process's work, as JSON
     arguments = parser.parse_args()
@@ -71,16 +77,16 @@ def main() -> None:
 
     accuracy = open_result(arguments.accuracy)
     result = start_result(arguments.json, {"command": "python benchmarks/methods.py"})
+    data = data_here(arguments.category)
+    if arguments.category is None:
+        data = [(dataset, category) for dataset, category in data if category.name in COMPARED] or data
     for backbone in available(tuple(arguments.backbone)):
-        for dataset in CATEGORIES:
-            for category in categories(dataset)[0]:
-                if category.name not in arguments.category:
-                    continue
-                settings = wanted(dataset, backbone, arguments.method, arguments.mode)
-                if arguments.only != "cost":
-                    measure_category(dataset, category, settings, accuracy, arguments.accuracy)
-                if arguments.only != "accuracy":
-                    _measure_costs(dataset, category, settings, result, arguments.json)
+        for dataset, category in data:
+            settings = wanted(dataset, backbone, arguments.method, arguments.mode)
+            if arguments.only != "cost":
+                measure_category(dataset, category, settings, accuracy, arguments.accuracy)
+            if arguments.only != "accuracy":
+                _measure_costs(dataset, category, settings, result, arguments.json)
     _print(result, accuracy)
 
 
@@ -92,9 +98,10 @@ def wanted(dataset: str, backbone: str, methods: Sequence[str], modes: Sequence[
 
 
 def _measure_costs(dataset: str, category: Category, variants: list[Settings], result: dict, path: Path) -> None:
+    check_images(category, result["rows"], path)
     done = {row_key(row) for row in result["rows"]}
     groups: dict[tuple, list[Settings]] = {}
-    for settings in variants:
+    for settings in possible(variants, category):
         if (dataset, category.name, settings) not in done:
             # In per-pixel mode only a bank without sampling surely keeps Gram matrices.
             keeps_gram = settings.mode == "pixel" and settings.sampling == "none"
@@ -102,7 +109,9 @@ def _measure_costs(dataset: str, category: Category, variants: list[Settings], r
     for group in groups.values():
         task = {"dataset": dataset, "name": category.name, "group": [settings.to_dict() for settings in group]}
         command = [sys.executable, __file__, "--child", json.dumps(task)]
-        found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if found.returncode:
+            raise SfrjaxError(f"{category.name}: the costs of {group[0].method} were not measured (see above)")
         result["rows"] += json.loads(found.stdout.splitlines()[-1])
         write_result(path, result)
 
@@ -118,23 +127,28 @@ def _cost(dataset: str, name: str, group: list[dict]) -> list[dict]:
     fit_s, fit_peak = time.perf_counter() - start, peak_bytes()
     paths = [sample.image for sample in category.test]
     chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(len(paths), 8 * BATCHES)).astype(int)]
-    rows = []
-    for variant in variants:
-        reset_peak()
-        network = _network(variant)  # without sampling a shallower one will do
-        row = {"dataset": dataset, "category": name, "settings": variant.to_dict(), "device": device_name()}
-        for batch_size in (1, 8):
-            run = partial(localise, bank, network, settings=variant)
-            batches = list(image_batches(chosen, size=variant.image_size, batch_size=batch_size))[: 2 * BATCHES]
-            seconds(partial(run, batches[0].images))
-            times: list[float] = []
-            for batch in batches:
-                if len(times) < FEWEST or sum(times) < BUDGET:
-                    times.append(seconds(partial(run, batch.images)))
-            row[f"image_s_batch_{batch_size}"] = float(np.median(times)) / batch_size
-        row |= {"fit_s": fit_s, "bank_bytes": _bytes(bank), "peak_bytes": max(fit_peak, peak_bytes())}
-        rows.append(row)
-    return rows
+    calls = {variant: partial(localise, bank, _network(variant), settings=variant) for variant in variants}
+    about = {"dataset": dataset, "category": name, "device": device_name()}
+    rows = {variant: {**about, "settings": variant.to_dict()} for variant in variants}
+    peaks = dict.fromkeys(variants, fit_peak)
+    for batch_size in (1, 8):
+        batches = list(image_batches(chosen, size=settings.image_size, batch_size=batch_size))[: 2 * BATCHES]
+        for variant, call in calls.items():
+            reset_peak()
+            seconds(partial(call, batches[0].images))
+            peaks[variant] = max(peaks[variant], peak_bytes())
+        times: dict[Settings, list[float]] = {variant: [] for variant in variants}
+        for batch in batches:  # in turn, so that a slow spell of the machine meets them all
+            for variant, call in calls.items():
+                if len(times[variant]) < FEWEST or sum(times[variant]) < BUDGET:
+                    times[variant].append(seconds(partial(call, batch.images)))
+        for variant, taken in times.items():
+            rows[variant][f"image_s_batch_{batch_size}"] = float(np.median(taken)) / batch_size
+    n = len(category.train)
+    for variant, row in rows.items():
+        size = bank_bytes(network, variant, n) if variant.method == "sfr" else _bytes(bank)
+        row |= {"nominal_images": n, "fit_s": fit_s, "bank_bytes": size, "peak_bytes": peaks[variant]}
+    return list(rows.values())
 
 
 def _network(settings: Settings) -> Backbone:
@@ -168,14 +182,19 @@ def _print(result: dict, accuracy: dict) -> None:
     headers = ("category", "backbone", "method", "mode", "sampling", "AUROC", "AUPRO", "image AUROC")
     headers += ("fit, s", "ms B=1", "ms B=8", "bank, MB", "peak, MB")
     table = Table(*headers, title=f"percent; {result['device']}")
-    for key, row in costs.items():
+    for key in dict.fromkeys([*measured, *costs]):
+        dataset, category, settings = key
+        if settings not in wanted(dataset, settings.backbone, METHODS, MODES):
+            continue  # of one of the paper's other experiments
         metrics = [measured.get(key, {}).get(name) for name in ("pixel_auroc", "aupro", "image_auroc")]
         shown = ["-" if value is None else f"{100 * value:.2f}" for value in metrics]
-        figures = [f"{row['fit_s']:.0f}", *(f"{1000 * row[f'image_s_batch_{b}']:.1f}" for b in (1, 8))]
-        figures += [f"{row[name] / 1e6:.0f}" for name in ("bank_bytes", "peak_bytes")]
-        table.add_row(row["category"], row["settings"]["backbone"], *describe(row["settings"]), *shown, *figures)
+        figures = ["-"] * 5
+        if row := costs.get(key):
+            figures = [f"{row['fit_s']:.0f}", *(f"{1000 * row[f'image_s_batch_{b}']:.1f}" for b in (1, 8))]
+            figures += [f"{row[name] / 1e6:.0f}" for name in ("bank_bytes", "peak_bytes")]
+        table.add_row(category, settings.backbone, *describe(settings.to_dict()), *shown, *figures)
     Console(width=160).print(table)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -10,9 +10,9 @@ levels     Fig. 7: single levels and their combinations
 toy        Fig. 3: why features outside the bank can be rebuilt but not matched, in two dimensions
 
 All of them where none is named, in full-vector and per-pixel mode. Data is looked for in ../shared/data (or
-$SFRJAX_DATA): mvtec/, btad/, mtd/; what is missing is said. A category's images pass through the network once for
-all settings that share a memory bank. Rows are kept in the JSON as they are measured, and an interrupted run goes on
-after the last one. Figures are written beside it.
+$SFRJAX_DATA): mvtec/ (where parts of your own may lie, in the same layout), btad/, mtd/; what is missing is said. A
+category's images pass through the network once for all settings that share a memory bank. Rows are kept in the JSON as
+they are measured, and an interrupted run goes on after the last one. Figures are written beside it.
 """
 
 import argparse
@@ -28,16 +28,17 @@ import jax.numpy as jnp
 import numpy as np
 import paper_figures
 import representation
-from common import CATEGORIES, RESULTS, available, categories, device_name, start_result, weights_of, write_result
+from common import OWN, available, data_here, device_name, run, start_result, weights_of, write_result
 from rich.console import Console
 from rich.table import Table
 
 from sfrjax.backbones import Backbone, load_backbone
 from sfrjax.bank import Bank
 from sfrjax.datasets import Category
+from sfrjax.errors import SfrjaxError
 from sfrjax.evaluation import Metrics, evaluate, measure, read_masks
 from sfrjax.features import extract, image_batches
-from sfrjax.pipeline import Prediction, fit
+from sfrjax.pipeline import Prediction, check_memory, fit
 from sfrjax.reconstruction import Dictionary, residual_norms
 from sfrjax.scoring import anomaly_maps, resize_map
 from sfrjax.settings import MODES, PRESETS, SAMPLINGS, Level, Settings
@@ -61,39 +62,31 @@ def main() -> None:
     parser.add_argument("--category", nargs="+", help="these categories only")
     parser.add_argument("--mode", choices=MODES, help="one mode only")
     parser.add_argument("--s-ref", type=int, nargs="+", default=representation.S_REFS, help="points of Fig. 5a")
-    parser.add_argument("--json", type=Path, default=RESULTS / "paper-cpu.json", help="rows, kept between runs")
+    parser.add_argument("--json", type=Path, default=OWN / "paper.json", help="rows, kept between runs")
     arguments = parser.parse_args()
     experiments = arguments.experiments or EXPERIMENTS
     if unknown := set(experiments) - set(EXPERIMENTS):
         parser.error(f"no experiment {', '.join(sorted(unknown))}: choose from {', '.join(EXPERIMENTS)}")
 
-    here = available(BACKBONES)
-    backbone = arguments.backbone or next(
-        name for name in ("wide_resnet50_2", "resnet50", "efficientnet_lite0") if name in here
-    )
-    if backbone not in here:
-        sys.exit(f"{backbone}: its weights are not here")
+    here = available(BACKBONES if arguments.backbone is None else (arguments.backbone,))
+    if not here:
+        sys.exit(1)
+    backbone = next(name for name in ("wide_resnet50_2", "resnet50", "efficientnet_lite0", *here) if name in here)
     modes = (arguments.mode,) if arguments.mode else MODES
     result = open_result(arguments.json)
-    for dataset in CATEGORIES:
-        found, missing = categories(dataset)
-        if missing:
-            print(f"{dataset}: not here: {', '.join(missing)}", file=sys.stderr)
-        for category in found:
-            if arguments.category and category.name not in arguments.category:
-                continue
-            wanted = [
-                settings
-                for name in (here if "backbones" in experiments else [backbone])
-                for mode in modes
-                for settings in _wanted(
-                    experiments if name == backbone else ["tables"], dataset, name, mode, arguments.s_ref
-                )
-            ]
-            measure_category(dataset, category, wanted, result, arguments.json)
-            if "error" in experiments:
-                for mode in modes:
-                    representation.measure(dataset, category, backbone, mode, result, arguments.json)
+    for dataset, category in data_here(arguments.category):
+        wanted = [
+            settings
+            for name in (here if "backbones" in experiments else [backbone])
+            for mode in modes
+            for settings in _wanted(
+                experiments if name == backbone else ["tables"], dataset, name, mode, arguments.s_ref
+            )
+        ]
+        measure_category(dataset, category, wanted, result, arguments.json)
+        if "error" in experiments:
+            for mode in modes:
+                representation.measure(dataset, category, backbone, mode, result, arguments.json)
     if "toy" in experiments and not result["toy"]:
         result["toy"] = [representation.toy()]
         write_result(arguments.json, result)
@@ -141,18 +134,17 @@ def _wanted(
 
 def measure_category(dataset: str, category: Category, wanted: list[Settings], result: dict, path: Path) -> None:
     """Add the rows that the result lacks for one category, saving it after each."""
+    check_images(category, result["accuracy"], path)
     done = {row_key(row) for row in result["accuracy"]}
     groups: dict[tuple, list[Settings]] = {}
-    for settings in dict.fromkeys(wanted):
-        if (dataset, category.name, settings) in done:
-            continue
-        if settings.sampling != "none" and settings.s_ref > len(category.train):
-            continue
-        groups.setdefault(bank_key(settings), []).append(settings)
+    for settings in possible(wanted, category):
+        if (dataset, category.name, settings) not in done:
+            groups.setdefault(bank_key(settings), []).append(settings)
     if not groups:
         return
     masks = read_masks(category)
     for group in groups.values():
+        _check_weights(group[0].backbone, result["accuracy"], path)
         if group[0].method == "sfr":
             measured = evaluate_all(category, group, masks)
         else:
@@ -161,6 +153,37 @@ def measure_category(dataset: str, category: Category, wanted: list[Settings], r
             row = {"dataset": dataset, "category": category.name, **metrics._asdict(), **about}
             result["accuracy"].append({**row, "settings": settings.to_dict()})
             write_result(path, result)
+
+
+def possible(wanted: list[Settings], category: Category) -> list[Settings]:
+    """Without repetitions, and without those that choose more nominal images than there are, whose number is said."""
+    n = len(category.train)
+    settings = list(dict.fromkeys(wanted))
+    few = [s for s in settings if s.method == "sfr" and s.sampling != "none" and s.s_ref > n]
+    if few:
+        what = f"{len(few)} settings left out, whose s_ref exceeds its {n} nominal images"
+        print(f"{category.name}: {what}", file=sys.stderr)
+    return [s for s in settings if s not in few]
+
+
+def check_images(category: Category, rows: list[dict], path: Path) -> None:
+    """Raise SfrjaxError where rows of a category of this name are of other images."""
+    known = {row["nominal_images"] for row in rows if row["category"] == category.name and "nominal_images" in row}
+    if known - {len(category.train)}:
+        raise SfrjaxError(
+            f"{path}: its rows of {category.name} are of {known.pop()} nominal images, and here are "
+            f"{len(category.train)}; give --json another file"
+        )
+
+
+def _check_weights(backbone: str, rows: list[dict], path: Path) -> None:
+    """Raise SfrjaxError where a network's rows were measured with other weights."""
+    ours = load_backbone(backbone, levels=(1,), weights=weights_of(backbone)).weights_sha256
+    theirs = {
+        row["weights_sha256"] for row in rows if row["settings"]["backbone"] == backbone and "weights_sha256" in row
+    }
+    if theirs - {ours}:
+        raise SfrjaxError(f"{path}: its rows of {backbone} are of other weights; give --json another file")
 
 
 def row_key(row: dict) -> tuple[str, str, Settings]:
@@ -248,13 +271,14 @@ def _with_gram(dictionary: Dictionary) -> Dictionary:
         return dictionary
     p, n, _ = dictionary.atoms.shape
     print(f"Gram matrices of {p} positions: {4e-6 * p * n * n:.0f} MB", file=sys.stderr)
+    check_memory(4 * p * n * n)
     atoms = dictionary.atoms
     return Dictionary(atoms, jnp.matmul(atoms, atoms.swapaxes(1, 2), precision=jax.lax.Precision.HIGHEST))
 
 
 def _print(result: dict, experiments: Sequence[str], backbone: str) -> None:
     """Tables I-V (and the rows of the figures) as text."""
-    console = Console()
+    console = Console(width=160)
     if {"tables", "backbones"} & set(experiments):
         names = [name for name in BACKBONES if "backbones" in experiments or name == backbone]
         console.print(_accuracy_table(result, names))
@@ -338,4 +362,4 @@ def _percent(row: dict) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

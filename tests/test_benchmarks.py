@@ -11,6 +11,7 @@ import pytest
 
 from sfrjax.datasets import load_dataset
 from sfrjax.datasets.demo import write_demo_set
+from sfrjax.errors import SfrjaxError
 from sfrjax.evaluation import evaluate
 from sfrjax.settings import Settings
 
@@ -61,7 +62,8 @@ def test_variants_that_share_a_pass_score_as_evaluate_does(scripts, tiny, tmp_pa
 def test_an_interrupted_run_goes_on(scripts, tiny, tmp_path, monkeypatch, capsys):
     paper, path = scripts["paper"], tmp_path / "r.json"
     kept = {"dataset": "mvtec", "category": tiny.name, "settings": SETTINGS.to_dict(), "pixel_auroc": 0.5}
-    path.write_text(json.dumps({"accuracy": [kept]}))
+    device = scripts["common"].device_name()
+    path.write_text(json.dumps({"command": "python benchmarks/paper.py", "device": device, "accuracy": [kept]}))
     result = paper.open_result(path)
     assert "holds 1 rows already" in capsys.readouterr().out
     measured = []
@@ -82,6 +84,47 @@ def test_an_interrupted_run_goes_on(scripts, tiny, tmp_path, monkeypatch, capsys
     assert [row["pixel_auroc"] for row in json.loads(path.read_text())["accuracy"]] == [0.5, 0.25]
 
 
+def test_rows_of_something_else_are_refused_and_kept(scripts, tiny, tmp_path):
+    """Another script's file, another machine's, damaged ones; rows of other images under the same name."""
+    paper, path = scripts["paper"], tmp_path / "r.json"
+    about = {"command": "python benchmarks/paper.py", "device": scripts["common"].device_name()}
+    for content, problem in (
+        (json.dumps({**about, "command": "python benchmarks/omp.py"}), "was not written by"),
+        (json.dumps({**about, "device": "another"}), "was measured on another"),
+        ("[1, 2]", "was not written by"),
+        ('{"accuracy": [', "cannot be read"),
+    ):
+        path.write_text(content)
+        with pytest.raises(SfrjaxError, match=problem):
+            paper.open_result(path)
+        assert path.read_text() == content
+    (tmp_path / "file").touch()
+    with pytest.raises(SfrjaxError, match="cannot be written"):
+        paper.open_result(tmp_path / "file" / "r.json")
+    row = {"dataset": "mvtec", "category": tiny.name, "settings": SETTINGS.to_dict(), "nominal_images": 200}
+    with pytest.raises(SfrjaxError, match="200 nominal images, and here are 12"):
+        paper.measure_category("mvtec", tiny, [SETTINGS], {"accuracy": [row]}, path)
+
+
+def test_settings_that_want_more_images_are_named(scripts, tiny, capsys):
+    """Of SFR only: a rival's s_ref means nothing."""
+    many, rival = replace(SETTINGS, s_ref=99), Settings(method="padim", s_ref=99)
+    assert scripts["paper"].possible([SETTINGS, many, rival, SETTINGS], tiny) == [SETTINGS, rival]
+    assert "1 settings left out" in capsys.readouterr().err
+
+
+def test_costs_of_settings_that_share_a_bank(scripts, tiny, monkeypatch):
+    methods = scripts["methods"]
+    monkeypatch.setattr(methods, "categories", lambda dataset: ([tiny], []))
+    group = [SETTINGS, replace(SETTINGS, sampling="none")]
+    rows = methods._cost("mvtec", tiny.name, [settings.to_dict() for settings in group])
+    assert [methods.row_key(row) for row in rows] == [("mvtec", tiny.name, settings) for settings in group]
+    assert rows[0]["bank_bytes"] > rows[1]["bank_bytes"] > 12 * 8 * 8 * 112 * 4  # the reference level's features
+    for row in rows:
+        assert row["nominal_images"] == 12
+        assert min(row["fit_s"], row["image_s_batch_1"], row["image_s_batch_8"]) > 0
+
+
 def test_nearest_neighbour_error(scripts):
     """Against numpy: each position takes its own nearest of the candidates; -1 is no candidate."""
     representation = scripts["representation"]
@@ -99,7 +142,7 @@ def test_toy_separates_what_matching_cannot(scripts, tmp_path):
     assert toy["pursuit_auroc"] > 0.98 > 0.9 > toy["match_auroc"]
 
 
-def test_latency_rows(scripts):
+def test_latency_rows(scripts, monkeypatch):
     """Every stage is timed, and the stages are those that the reconstruction consists of."""
     latency = scripts["latency_sref"]
     rng = np.random.default_rng(0)
@@ -109,9 +152,11 @@ def test_latency_rows(scripts):
         settings = [
             Settings(mode=mode, sampling=sampling, levels=(3,), s_ref=4, s=2) for sampling in ("subspace", "none")
         ]
+        monkeypatch.setattr(latency, "FIRST", 4 if mode == "full" else 5)
         rows = latency._measure(nominal, y, settings, rounds=2)
         for row, more in zip(rows, ({"sampling_s"}, set()), strict=True):
-            assert {k for k in row if k.endswith("_s")} == stages | more | {"total_s", "total_p95_s", "first_call_s"}
+            first = {"first_call_s"} if mode == "full" else set()
+            assert {k for k in row if k.endswith("_s")} == stages | more | {"total_s", "total_p95_s"} | first
             assert all(row[k] > 0 for k in row if k.endswith("_s"))
             assert row["nominal_images"] == 8
             assert row["batch"] == 2

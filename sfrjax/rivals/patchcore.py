@@ -10,14 +10,15 @@ smoothed.
 Deviations from the paper and its authors' program:
 
 1. Images are squashed to image_size (256), as for every method here; the paper crops 224 x 224 out of 256 x 256.
-2. Channels are pooled after averaging over positions, not over (channel, position) pairs together, which for 512
-   channels mixes neighbouring channels a little; and at once to 1024 / (number of levels) per level, not to 1024 each
-   and then to 1024 together, which is the same for levels 2 and 3 of ResNets with bottlenecks.
+2. Channels are pooled after averaging over positions. The authors' program pools pairs of channel and position in one
+   row, by which the centre of 3 x 3 positions weighs twice as much as the others where a level has 512 channels. They
+   are pooled at once to 1024 / (number of levels) per level, not to 1024 each and then to 1024 together.
 3. A level with fewer channels than that is not repeated up to it, but scaled so that it weighs as much in a distance.
 4. The greedy algorithm starts from one patch drawn from settings.seed, and is exact; the authors' default program
    begins with distances to ten random patches.
 5. b = 9 in Eq. 7, which the paper leaves open; the authors' program leaves the re-weighting out. The patch m* counts
    among its own neighbours. With a single patch kept there is nothing to weigh, and the weight is 1.
+6. The number of patches decides which of the paper's shares is kept, 10 % or 1 %.
 """
 
 from collections.abc import Iterable, Mapping
