@@ -35,10 +35,16 @@ def _read(results: Path, name: str) -> dict:
     return json.loads((results / f"{name}-cpu.json").read_text())
 
 
-def _table(headers: str, rows: Iterable[Iterable[str]], words: int) -> str:
-    """Markdown; the first `words` columns are words and the others numbers, to the right."""
+def table(headers: str, rows: Iterable[Iterable[str]]) -> str:
+    """A table that stands by itself, with an empty line after it."""
+    return markdown_table(headers, rows) + "\n"
+
+
+def markdown_table(headers: str, rows: Iterable[Iterable[str]], words: int | None = None) -> str:
+    """Columns named by `headers`, with bars between: the first `words` (all where None) to the left, others right."""
     titles = headers.split("|")
-    ruler = ["---"] * words + ["---:"] * (len(titles) - words)
+    left = len(titles) if words is None else words
+    ruler = ["---"] * left + ["---:"] * (len(titles) - left)
     return "\n".join(f"| {' | '.join(line)} |" for line in (titles, ruler, *map(list, rows)))
 
 
@@ -66,7 +72,7 @@ def _accuracy(results: Path) -> str:
                     settings = preset(dataset, network, mode, sampling=sampling)
                     found = measured[dataset, category, settings]
                     rows.append([title, NETWORKS[network], mode, sampling, *_percent(found)])
-    return _table("data|network|mode|sampling|pixel AUROC|AUPRO|image AUROC", rows, 4)
+    return markdown_table("data|network|mode|sampling|pixel AUROC|AUPRO|image AUROC", rows, 4)
 
 
 def _rivals(results: Path) -> str:
@@ -82,7 +88,7 @@ def _rivals(results: Path) -> str:
             figures = [f"{cost['fit_s']:.0f}", *_ms(cost["image_s_batch_8"]), _mb(cost["bank_bytes"])]
             rows.append([NETWORKS[network], name.removesuffix(" subspace"), *there, *figures])
     headers = "network|method|bottle: AUROC / AUPRO|MTD: AUROC / AUPRO|MTD: fit, s|ms an image|bank, MB"
-    return _table(headers, rows, 2)
+    return markdown_table(headers, rows, 2)
 
 
 def _of_the_paper(row: dict) -> bool:
@@ -113,7 +119,7 @@ def _threshold(results: Path) -> str:
             nominal = f"{at[0]['nominal']}{' each' if len(at) > 1 else ''}"
             name = f"{title} ({good} good, {defective} defective)"
             lines.append([name, nominal, str(quantile), f"{100 * alarms:.1f} %", f"{100 * found:.1f} %"])
-    return _table("test images|nominal|quantile|false alarms|defects found", lines, 1)
+    return markdown_table("test images|nominal|quantile|false alarms|defects found", lines, 1)
 
 
 def _overhead(results: Path) -> str:
@@ -127,7 +133,7 @@ def _overhead(results: Path) -> str:
         ]
         for row in _read(results, "overhead")["rows"]
     ]
-    return _table("network|batch|forward pass|file to map|ratio|decode|solve", rows, 1)
+    return markdown_table("network|batch|forward pass|file to map|ratio|decode|solve", rows, 1)
 
 
 def _pursuit(results: Path) -> str:
@@ -147,7 +153,7 @@ def _networks(results: Path) -> str:
         ]
         for row in _read(results, "backbones")["rows"]
     ]
-    return _table("network|batch|sfrjax, ms|torch, ms|ratio|largest relative difference", rows, 1)
+    return markdown_table("network|batch|sfrjax, ms|torch, ms|ratio|largest relative difference", rows, 1)
 
 
 def _bfloat16(results: Path) -> str:
@@ -155,7 +161,7 @@ def _bfloat16(results: Path) -> str:
         [NETWORKS[row["backbone"]], row["dtype"], *(f"{row[name]:.2f}" for name in METRICS)]
         for row in _read(results, "backbones-dtype")["rows"]
     ]
-    return _table("network|dtype|pixel AUROC|AUPRO|image AUROC", rows, 2)
+    return markdown_table("network|dtype|pixel AUROC|AUPRO|image AUROC", rows, 2)
 
 
 def _writing(results: Path) -> str:
@@ -167,9 +173,10 @@ def _writing(results: Path) -> str:
         both = [f"{1000 * row[kind]['wall_s']:.1f} ({1000 * row[kind]['cpu_s']:.1f})" for kind in kinds]
         rows.append([NETWORKS[row["backbone"]], *both, f"{row['ratio']:.2f}", f"{row['floor']:.2f}"])
         parts.append([NETWORKS[row["backbone"]], *_ms(*row["writing"].values())])
-    wall = _table("network|decode alone|compute alone|`predict`, all files|over the slower|floor", rows, 1)
+    wall = markdown_table("network|decode alone|compute alone|`predict`, all files|over the slower|floor", rows, 1)
     titles = "network|" + "|".join(WRITING[name] for name in folders[0]["writing"])
-    return f"{wall}\n\nOf one core, with nothing else running, writing takes per image:\n\n{_table(titles, parts, 1)}"
+    alone = markdown_table(titles, parts, 1)
+    return f"{wall}\n\nOf one core, with nothing else running, writing takes per image:\n\n{alone}"
 
 
 WRITING = {
@@ -190,7 +197,7 @@ def _growth(results: Path) -> str:
         ]
         for row in _read(results, "memory")["growth"]
     ]
-    return _table("network|images|bank|peak of fit|beside the bank", rows, 1)
+    return markdown_table("network|images|bank|peak of fit|beside the bank", rows, 1)
 
 
 def _dtypes(results: Path) -> str:
@@ -198,7 +205,7 @@ def _dtypes(results: Path) -> str:
         [NETWORKS[row["backbone"]], row["atoms_dtype"], _mb(row["bank_bytes"]), *_percent(row)]
         for row in _read(results, "memory")["dtypes"]
     ]
-    return _table("network|features|bank, MB|pixel AUROC|AUPRO|image AUROC", rows, 2)
+    return markdown_table("network|features|bank, MB|pixel AUROC|AUPRO|image AUROC", rows, 2)
 
 
 TABLES = {

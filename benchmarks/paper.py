@@ -79,7 +79,7 @@ def main() -> None:
             settings
             for name in (here if "backbones" in experiments else [backbone])
             for mode in modes
-            for settings in _wanted(
+            for settings in experiment_settings(
                 experiments if name == backbone else ["tables"], dataset, name, mode, arguments.s_ref
             )
         ]
@@ -116,9 +116,10 @@ def table_settings(dataset: str, backbone: str, mode: str) -> list[Settings]:
     return found
 
 
-def _wanted(
+def experiment_settings(
     experiments: Sequence[str], dataset: str, backbone: str, mode: str, s_refs: Sequence[int]
 ) -> Iterator[Settings]:
+    """What the accuracy experiments measure of a category in one mode."""
     if {"tables", "backbones"} & set(experiments):
         yield from table_settings(dataset, backbone, mode)
     if "sampling" in experiments:

@@ -1,5 +1,6 @@
 """Pictures of what `paper.py` measured, drawn from its JSON alone."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import numpy as np
 from common import TEXTURES
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from sfrjax.settings import PRESETS
 
 METRICS = {"pixel_auroc": "pixel AUROC (%)", "aupro": "AUPRO (%)"}
 COLOURS = {"subspace": "C0", "random": "C1", "none": "C2"}
@@ -43,7 +46,7 @@ def sampling_rows(result: dict, backbone: str) -> list[dict]:
 
 def _sampling(result: dict, backbone: str) -> Figure | None:
     rows = sampling_rows(result, backbone)
-    names = _categories(rows)
+    names = _categories([row for row in rows if row["settings"]["sampling"] != "none"])
     if not names:
         return None
     figure = Figure(figsize=(9, 3.4 * len(names)), layout="constrained")
@@ -105,17 +108,18 @@ def _error(result: dict, backbone: str) -> Figure | None:
 
 
 def level_rows(result: dict, backbone: str) -> list[dict]:
-    """Rows that differ in their levels, subspace-based sampling at the data set's own s_ref and s; categories that were
-    measured at one combination only are left out."""
+    """Rows that differ in their levels alone: subspace-based sampling at the data set's own s_ref, s and reference. A
+    category's mode that was measured at one combination only is left out."""
 
-    def belongs(settings: dict) -> bool:
-        preset = settings["sampling"] == "subspace" and settings["s"] != settings["s_ref"] // 2
-        return preset and (settings["backbone"], settings["method"], settings["neighbourhood"]) == (backbone, "sfr", 1)
+    def belongs(row: dict) -> bool:
+        settings, preset = row["settings"], PRESETS[row["dataset"]]
+        same = all(settings[name] == preset.get(name, settings[name]) for name in ("s_ref", "s", "reference"))
+        ours = (settings["backbone"], settings["method"], settings["sampling"], settings["neighbourhood"])
+        return same and ours == (backbone, "sfr", "subspace", 1)
 
-    rows = [row for row in result["accuracy"] if belongs(row["settings"])]
-    combinations = {(row["category"], tuple(row["settings"]["levels"])) for row in rows}
-    several = [name for name in _categories(rows) if sum(name == category for category, _ in combinations) > 1]
-    return [row for row in rows if row["category"] in several]
+    rows = [row for row in result["accuracy"] if belongs(row)]
+    combinations = Counter((row["category"], row["settings"]["mode"]) for row in rows)
+    return [row for row in rows if combinations[row["category"], row["settings"]["mode"]] > 1]
 
 
 def _levels(result: dict, backbone: str) -> Figure | None:
@@ -128,17 +132,14 @@ def _levels(result: dict, backbone: str) -> Figure | None:
         ours = [row for row in rows if row["category"] == category]
         combos = sorted({tuple(row["settings"]["levels"]) for row in ours}, key=lambda c: (len(c), c))
         for ax, (metric, label) in zip(line, METRICS.items(), strict=True):
-            modes = [mode for mode in MODES if any(row["settings"]["mode"] == mode for row in ours)]
-            for i, mode in enumerate(modes):
+            for mode, style in STYLES.items():
                 found = {tuple(r["settings"]["levels"]): 100 * r[metric] for r in ours if r["settings"]["mode"] == mode}
-                width = 0.8 / len(modes)
-                at = [j - 0.4 + width * (i + 0.5) for j, combo in enumerate(combos) if combo in found]
-                bars = ax.bar(at, [found[c] for c in combos if c in found], width, label=MODES[mode])
-                ax.bar_label(bars, fmt="%.1f", fontsize=6)
-            values = [100 * row[metric] for row in ours]
-            ax.set_ylim(min(values) - 2, min(100, max(values) + 2))
+                at = [j for j, combo in enumerate(combos) if combo in found]
+                if at:
+                    ax.plot(at, [found[combos[j]] for j in at], style, marker="o", label=MODES[mode])
             ax.set_xticks(range(len(combos)), ["+".join(map(str, combo)) for combo in combos])
             ax.set(title=f"{category}, {backbone}", xlabel="levels", ylabel=label)
+            ax.grid(alpha=0.3)
         line[0].legend(fontsize=8)
     return figure
 

@@ -3,23 +3,28 @@
 Nothing on the page is typed by hand but the words around the figures; a test compares it with what this script makes.
 """
 
+import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import latency_page
 import numpy as np
 import page_tables
 from common import CATEGORIES, RESULTS
 from methods import BACKBONES as COMPARED_NETWORKS
 from methods import COMPARED, describe, wanted
-from paper import BACKBONES, PAPER, row_key, table_rows
+from page_tables import table
+from paper import BACKBONES, PAPER, experiment_settings, row_key, table_rows
 from paper_figures import level_rows, sampling_rows
+from representation import S_REFS
 
 from sfrjax.settings import METHODS, MODES, Settings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
 OURS = ("paper-cpu.json", "methods-cpu.json", "latency-sref-cpu.json")
 METRICS = ("pixel_auroc", "aupro", "image_auroc")
+KEPT = " --json benchmarks/results/paper-cpu.json"
 
 INTRODUCTION = """# Results
 
@@ -36,6 +41,7 @@ over 3 x 3 positions. MVTec AD's bottle is a copy reduced to 450 x 450; MTD is i
 
 def main() -> None:
     """Write the page, and fill the tables of the others."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     PAGE.write_text(page(RESULTS))
     for path in page_tables.PAGES:
         path.write_text(page_tables.filled(path.read_text(), RESULTS))
@@ -53,7 +59,7 @@ def page(results: Path) -> str:
     if paper:
         sections += [lambda: _sampling(paper), lambda: _error(paper), lambda: _levels(paper), lambda: _toy(paper)]
     if latency:
-        sections.append(lambda: _latency(latency))
+        sections.append(lambda: latency_page.section(latency))
     sections.append(lambda: _others(results))
     parts = [INTRODUCTION, *(line for section in sections for line in section())]
     return "\n".join(parts) + "\n"
@@ -78,6 +84,7 @@ def _absent(paper: dict, methods: dict | None, latency: dict | None) -> Iterator
     for what, there in (("accuracy", accuracy), ("cost", costs)):
         for (category, network), names in _missing(there).items():
             yield f"* {category}, {network}, {what} of {', '.join(names)}: not run, for lack of time."
+    yield from _incomplete(paper, accuracy)
     modes = {row["mode"] for row in latency["s_ref"]} if latency else set()
     for mode in MODES:
         if mode not in modes:
@@ -86,6 +93,25 @@ def _absent(paper: dict, methods: dict | None, latency: dict | None) -> Iterator
     digests = sorted({(r["settings"]["backbone"], r["weights_sha256"][:12]) for r in paper["accuracy"]})
     yield "Weights (SHA-256): " + "; ".join(f"{name} {digest}..." for name, digest in digests) + "."
     yield "resnet50 is the Caffe original (v1 strides), not torchvision's.\n"
+
+
+def _incomplete(paper: dict, accuracy: set) -> Iterator[str]:
+    """Of the figures, what `paper.py` would measure of the compared categories and did not."""
+    settings = (("sampling", "Fig. 5a"), ("levels", "Fig. 7"))
+    errors = {(r["category"], r["backbone"], r["mode"], r["s_ref"]) for r in paper["representation"]}
+    for category in COMPARED:
+        dataset = next(dataset for dataset, names in CATEGORIES.items() if category in names)
+        for network in COMPARED_NETWORKS:
+            for mode in MODES:
+                where = f"{category}, {network}, {mode}"
+                for experiment, figure in settings:
+                    wanted = list(dict.fromkeys(experiment_settings([experiment], dataset, network, mode, S_REFS)))
+                    missing = sum((dataset, category, each) not in accuracy for each in wanted)
+                    if missing:
+                        yield f"* {figure}, {where}: {missing} of {len(wanted)} settings not run, for lack of time."
+                missing = sum((category, network, mode, s_ref) not in errors for s_ref in S_REFS)
+                if missing:
+                    yield f"* Fig. 6, {where}: {missing} of {len(S_REFS)} s_ref not run, for lack of time."
 
 
 def _compared() -> Iterator[tuple[str, str, Settings]]:
@@ -111,7 +137,7 @@ def _name(settings: Settings) -> str:
 
 def _accuracy(paper: dict) -> Iterator[str]:
     yield "## Accuracy with the paper's settings (Tables I-V)\n"
-    yield f"`python benchmarks/paper.py tables backbones`; {paper['device']}\n"
+    yield f"`python benchmarks/paper.py tables backbones{KEPT}`; {paper['device']}\n"
     rows = []
     for row in (row for name in BACKBONES for row in table_rows(paper, name)):
         published = PAPER.get((row["dataset"], row["category"]))
@@ -122,16 +148,17 @@ def _accuracy(paper: dict) -> Iterator[str]:
         rows.append(
             [row["category"], row["settings"]["backbone"], *describe(row["settings"])[1:], *_percent(row), *beside]
         )
-    yield _table("category|network|mode|sampling|AUROC|AUPRO|image AUROC|paper (WideResNet50-2)|difference", rows)
+    yield table("category|network|mode|sampling|AUROC|AUPRO|image AUROC|paper (WideResNet50-2)|difference", rows)
 
 
 def _methods(methods: dict, paper: dict) -> Iterator[str]:
     yield "## SFR and its rivals\n"
     yield (
-        f"`python benchmarks/methods.py`; {methods['device']}. Same network, split, metrics; the levels are those of "
-        "each method's own paper. fit: files to bank, compilation and leave-one-out threshold included, in s; ms: "
-        "decoded image to map, at batch 1 and 8; peak: of the process, which holds network, bank and JAX. "
-        "PatchCore keeps 10 % of the nominal patches, and of MTD's 1 %. "
+        "`python benchmarks/methods.py --accuracy benchmarks/results/paper-cpu.json --json "
+        f"benchmarks/results/methods-cpu.json`; {methods['device']}. Same network, split, metrics; the levels are "
+        "those of each method's own paper. fit: files to bank, compilation and leave-one-out threshold included, in s "
+        "(one fit for the samplings that share a bank); ms: decoded image to map, at batch 1 and 8; peak: of the "
+        "process, which holds network, bank and JAX. PatchCore keeps 10 % of the nominal patches, and of MTD's 1 %. "
         f"{methods.get('note', '')}\n"
     )
     measured = {row_key(row): row for row in paper["accuracy"]}
@@ -142,7 +169,21 @@ def _methods(methods: dict, paper: dict) -> Iterator[str]:
         if found or row:
             name = [key[1], key[2].backbone, _name(key[2])]
             rows.append([*name, *(_percent(found) if found else ["-"] * 3), *(_cost(row) if row else ["-"] * 5)])
-    yield _table("category|network|method|AUROC|AUPRO|image AUROC|fit, s|ms, B=1|ms, B=8|bank, MB|peak, MB", rows)
+    yield table("category|network|method|AUROC|AUPRO|image AUROC|fit, s|ms, B=1|ms, B=8|bank, MB|peak, MB", rows)
+    yield "Which is best, and SFR's best beside it (of all its variants in the table):\n"
+    yield "\n".join(_best(measured)) + "\n"
+
+
+def _best(measured: dict) -> Iterator[str]:
+    for category, network in dict.fromkeys((key[1], key[2].backbone) for key in _compared()):
+        here = [key for key in _compared() if key in measured and (key[1], key[2].backbone) == (category, network)]
+        said = []
+        for metric, name in zip(METRICS, ("AUROC", "AUPRO", "image AUROC"), strict=True):
+            best = max(here, key=lambda key: measured[key][metric])
+            ours = max((key for key in here if key[2].method == "sfr"), key=lambda key: measured[key][metric])
+            figures = [f"{_name(key[2])} {100 * measured[key][metric]:.2f}" for key in dict.fromkeys((best, ours))]
+            said.append(f"{name} {', '.join(figures)}")
+        yield f"* {category}, {network}: {'; '.join(said)}."
 
 
 def _cost(row: dict) -> list[str]:
@@ -152,7 +193,7 @@ def _cost(row: dict) -> list[str]:
 
 def _sampling(paper: dict) -> Iterator[str]:
     yield "## Sampling (Fig. 5a)\n"
-    yield f"`python benchmarks/paper.py sampling`; {paper['device']}; s = s_ref / 2\n"
+    yield f"`python benchmarks/paper.py sampling --backbone NAME{KEPT}`; {paper['device']}; s = s_ref / 2\n"
     rows, claims = [], []
     for backbone in _networks(paper):
         swept = sampling_rows(paper, backbone)
@@ -171,7 +212,7 @@ def _sampling(paper: dict) -> Iterator[str]:
                     gap = 100 * chosen[0]["aupro"] - float(np.mean(drawn))
                     claims.append(f"* {', '.join(name[:3])}, s_ref = {s_ref}: {_below(gap)}")
             rows += [[category, backbone, mode, "all", *_percent(r)[:2], "no sampling"] for r in without[:1]]
-    yield _table(
+    yield table(
         "category|network|mode|s_ref|AUROC, subspace|AUPRO, subspace|AUPRO, random: mean (least - greatest)", rows
     )
     yield "Does the AUPRO of random sampling fall below subspace-based sampling's with s_ref < 20?\n"
@@ -188,14 +229,15 @@ def _error(paper: dict) -> Iterator[str]:
         return
     yield "## Representation error of nominal features outside the bank (Fig. 6)\n"
     yield (
-        f"`python benchmarks/paper.py error`; {paper['device']}; relative L2 error of held-out nominal images, mean "
+        f"`python benchmarks/paper.py error --backbone NAME{KEPT}`; {paper['device']}; relative L2 error "
+        "of held-out nominal images, mean "
         "over levels 2 and 3; OMP with s = s_ref / 2 atoms and nearest neighbour, among the same s_ref candidates\n"
     )
     keys = ("category", "kind", "backbone", "mode", "s_ref", "held_out")
     rows = [
         [*(str(r[key]) for key in keys), f"{r['pursuit']:.3f}", f"{r['match']:.3f}"] for r in paper["representation"]
     ]
-    yield _table("category|kind|network|mode|s_ref|held out|OMP|nearest neighbour", rows)
+    yield table("category|kind|network|mode|s_ref|held out|OMP|nearest neighbour", rows)
     yield from _figures("error", paper)
 
 
@@ -207,8 +249,8 @@ def _levels(paper: dict) -> Iterator[str]:
             rows.append([row["category"], backbone, row["settings"]["mode"], levels, *_percent(row)])
     if rows:
         yield "## Levels (Fig. 7)\n"
-        yield f"`python benchmarks/paper.py levels`; {paper['device']}; subspace-based sampling\n"
-        yield _table("category|network|mode|levels|AUROC|AUPRO|image AUROC", rows)
+        yield f"`python benchmarks/paper.py levels --backbone NAME{KEPT}`; {paper['device']}; subspace-based sampling\n"
+        yield table("category|network|mode|levels|AUROC|AUPRO|image AUROC", rows)
         yield from _figures("levels", paper)
 
 
@@ -217,76 +259,10 @@ def _toy(paper: dict) -> Iterator[str]:
         match, pursuit = (f"{100 * toy[f'{method}_auroc']:.1f} %" for method in ("match", "pursuit"))
         yield "## Why rebuild, not match (Fig. 3)\n"
         yield (
-            "`python benchmarks/paper.py toy`: nominal points on two lines through the origin. AUROC of new nominal "
-            f"points against defects: nearest neighbour {match}, OMP {pursuit}.\n"
+            f"`python benchmarks/paper.py toy{KEPT}`: nominal points on two lines through the origin. AUROC of new "
+            f"nominal points against defects: nearest neighbour {match}, OMP {pursuit}.\n"
         )
         yield from _figures("toy", paper)
-
-
-def _latency(latency: dict) -> Iterator[str]:
-    yield "## Time per image over s_ref and N (Fig. 5b)\n"
-    yield (
-        f"`python benchmarks/latency_sref.py`; {latency['device']}; {latency['backbone']}, {latency['images']}, "
-        f"{latency['nominal_images']} nominal images; {_rounds(latency)} interleaved rounds; ms per image. "
-        f"{latency.get('note', '')}\n"
-    )
-    stages = ("sampling_s", "solve_s", "residual_s", "total_s", "total_p95_s", "image_s")
-    for section, title in (
-        ("s_ref", "Over s_ref, s = s_ref / 2"),
-        ("nominal", "Over N, random features of Lite0's shapes"),
-    ):
-        yield f"{title}:\n"
-        rows = []
-        for row in latency[section]:
-            name = [str(row[key]) for key in ("mode", "batch", "sampling", "nominal_images", "s_ref", "s")]
-            split = [f"{1000 * row[stage]:.2f}" if stage in row else "-" for stage in stages]
-            rows.append([*name, *split, f"{row['first_call_s']:.1f}", f"{row['peak_bytes'] / 1e6:.0f}"])
-        headers = "mode|batch|sampling|N|s_ref|s|sampling|solve|residual|reconstruction|its p95|file to map"
-        yield _table(headers + "|first call, s|peak, MB", rows)
-    fixed = [[str(s["batch"]), *(f"{1000 * s[k]:.2f}" for k in _FIXED)] for s in latency["stages"]]
-    yield "The other stages:\n"
-    yield _table("batch|decode|preprocess|network, with preprocess|map, resized", fixed)
-    yield from _flatness(latency)
-    yield "![Reconstruction time over s_ref and N](../benchmarks/results/latency-sref-cpu.png)\n"
-
-
-def _rounds(latency: dict) -> str:
-    return ", ".join(f"{count} ({mode})" for mode, count in latency["rounds"].items())
-
-
-_FIXED = ("decode_s", "preprocess_s", "backbone_s", "map_s")
-
-
-def _flatness(latency: dict) -> Iterator[str]:
-    """The two promises: flat from s_ref = 10 to 40, and sampling never slower than none."""
-    rows = []
-    for mode in MODES:
-        for batch in dict.fromkeys(row["batch"] for row in latency["s_ref"]):
-            found = {
-                (r["sampling"], r["s_ref"]): r for r in latency["s_ref"] if (r["mode"], r["batch"]) == (mode, batch)
-            }
-            if ("subspace", 10) in found and ("subspace", 40) in found:
-                low, high = found["subspace", 10], found["subspace", 40]
-                flat = [f"{high[k] / low[k]:.2f}" for k in ("image_s", "total_s")]
-                against = [
-                    max(found["subspace", n][k] / found["none", n][k] for s, n in found if s == "subspace")
-                    for k in ("image_s", "total_s")
-                ]
-                grown = [
-                    f"{1000 * low[k]:.1f} - {1000 * high[k]:.1f}" if k in low else "-"
-                    for k in ("sampling_s", "solve_s", "residual_s")
-                ]
-                rows.append([mode, str(batch), *flat, *grown, *(f"{ratio:.2f}" for ratio in against)])
-    yield (
-        "Ratios: s_ref = 40 over s_ref = 10 with subspace-based sampling, with what each stage takes at 10 and at 40 "
-        "in ms; and the largest over s_ref of subspace-based sampling over none. Each for the whole image (file to "
-        "map) and for the reconstruction alone:\n"
-    )
-    yield _table(
-        "mode|batch|40 / 10, image|40 / 10, reconstruction|sampling|solve|residual|with / without, image|with / "
-        "without, reconstruction",
-        rows,
-    )
 
 
 def _others(results: Path) -> Iterator[str]:
@@ -307,13 +283,6 @@ def _networks(paper: dict) -> list[str]:
 
 def _percent(row: dict) -> list[str]:
     return ["-" if row[name] is None else f"{100 * row[name]:.2f}" for name in METRICS]
-
-
-def _table(headers: str, rows: Iterable[list[str]]) -> str:
-    columns = headers.split("|")
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join(lines) + "\n"
 
 
 def _figures(name: str, paper: dict) -> Iterator[str]:
