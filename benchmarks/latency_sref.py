@@ -57,7 +57,7 @@ from sfrjax.settings import MODES, SAMPLINGS, Settings
 COMMAND = "python benchmarks/latency_sref.py --json FILE"
 S_REFS = (10, 20, 30, 40, 50)
 SIZES = (50, 300, 2000)
-ROUNDS = {"full": 15, "pixel": 5}  # short calls need more of them for a steady median
+ROUNDS = {"full": 10, "pixel": 5}  # short calls need more of them for a steady median
 LITE0 = ((32, 32, 40), (16, 16, 112), (8, 8, 320))  # EfficientNet-Lite0's levels 2, 3 and, as reference, 4
 GRAM_LIMIT = 2e9  # bytes; a per-pixel bank without sampling beyond this is left out
 FIRST = 40  # the s_ref whose first call is timed
