@@ -142,9 +142,12 @@ def _download(entry: Entry, part: Path) -> None:
                 f"{entry.url} answered {e.response.status_code} {e.response.reason_phrase}. {ways(entry)}"
             ) from e
         except httpx.HTTPError as e:
+            # A server that hangs up, even on a connection it kept open after a redirect, is asked again. One that
+            # cannot be reached at all is not, unless some of the file came: waiting changes nothing.
             grown = part.exists() and part.stat().st_size > start
             failures = 1 if grown else failures + 1
-            if failures >= ATTEMPTS or not (grown or start):
+            unreachable = isinstance(e, httpx.ConnectError | httpx.ConnectTimeout)
+            if failures >= ATTEMPTS or (unreachable and not start):
                 raise SfrjaxError(f"{entry.url} cannot be downloaded ({e or type(e).__name__}). {ways(entry)}") from e
             continue
         digest = sha256_of(part)

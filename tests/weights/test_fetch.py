@@ -47,8 +47,11 @@ class Server:
         if what == "404":
             handler.send_error(404)
             return
+        if what == "hang up":
+            return
         if what == "redirect":
             handler.send_response(302)
+            handler.send_header("Connection", "close")
             handler.send_header("Location", self.url + "?moved")
             handler.send_header("Content-Length", "0")
             handler.end_headers()
@@ -132,6 +135,26 @@ def test_a_server_that_breaks_and_vanishes_leaves_a_part_that_the_next_call_comp
     assert fetch(entry).path.read_bytes() == CONTENT
     assert server.requests[-1] == f"bytes={HALF}-"
     assert weights_in(cache) == ["file.pth"]
+
+
+@pytest.mark.parametrize("hang_ups", [1, fetching.ATTEMPTS - 1])
+def test_a_server_that_hangs_up_is_asked_again(server, cache, entry, hang_ups):
+    server.script = ["hang up"] * hang_ups + ["whole"]
+    assert fetch(entry).path.read_bytes() == CONTENT
+    assert len(server.requests) == hang_ups + 1
+
+
+def test_a_connection_that_died_after_a_redirect_is_made_anew(server, cache, entry):
+    server.script = ["redirect", "hang up", "whole"]
+    assert fetch(entry).path.read_bytes() == CONTENT
+
+
+def test_a_server_that_always_hangs_up_ends_in_an_error(server, cache, entry):
+    server.script = ["hang up"]
+    with pytest.raises(SfrjaxError, match="cannot be downloaded"):
+        fetch(entry)
+    assert len(server.requests) == fetching.ATTEMPTS
+    assert weights_in(cache) == []
 
 
 def test_a_server_without_ranges_starts_over(server, cache, entry):
