@@ -38,7 +38,7 @@ from common import (
     write_result,
 )
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from rich.console import Console
 from rich.table import Table
 
@@ -78,9 +78,9 @@ def main() -> None:
     batches = (1, 8) if jax.default_backend() == "cpu" else (1, 32)
 
     check_writable(arguments.json)
-    before = _before(arguments.json, backbone) if arguments.mode else None
     with tempfile.TemporaryDirectory() as scratch:
         train, test, source = _images(Path(scratch))
+        before = _before(arguments.json, backbone, source) if arguments.mode else None
         settings = Settings()
         weights = weights_of(backbone)
         network, shallower = (
@@ -280,15 +280,14 @@ def _growth(mode: str, batch: int, rounds: int) -> list[dict]:
     return rows
 
 
-def _before(path: Path | None, backbone: str) -> dict | None:
+def _before(path: Path | None, backbone: str, images: str) -> dict | None:
     """An earlier run, of which the other mode's rows stay. Raises SfrjaxError where they would not belong together."""
     if path is None or not path.is_file():
         return None
     before = read_result(path, COMMAND)
-    if (before["device"], before["backbone"]) != (device_name(), backbone):
-        raise SfrjaxError(
-            f"{path}: is of {before['device']}, {before['backbone']}; give --json another file, or no --mode"
-        )
+    ours = tuple(before[name] for name in ("device", "backbone", "images"))
+    if ours != (device_name(), backbone, images):
+        raise SfrjaxError(f"{path}: is of {', '.join(ours)}; give --json another file, or no --mode")
     return before
 
 
@@ -326,8 +325,9 @@ def _plot(result: dict) -> Figure:
             if section == "nominal":
                 ax.set_xscale("log")
             for axis in (ax.xaxis, ax.yaxis) if section == "nominal" else (ax.yaxis,):
-                axis.set_major_formatter(LogFormatter())
-                axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter(NullFormatter())
             ax.grid(alpha=0.3, which="both")
     axes[0, 0].legend(fontsize=7)
     figure.suptitle(

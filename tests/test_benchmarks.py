@@ -162,6 +162,23 @@ def test_latency_rows(scripts, monkeypatch):
             assert row["batch"] == 2
 
 
+def test_one_mode_of_the_latencies_joins_only_its_own(scripts, tmp_path):
+    latency, path = scripts["latency_sref"], tmp_path / "r.json"
+    assert latency._before(path, "resnet50", "bottle") is None
+    about = {"device": scripts["common"].device_name(), "command": latency.COMMAND, "backbone": "resnet50"}
+    rows = [{"mode": "full", "at": 1}, {"mode": "pixel", "at": 1}]
+    before = {**about, "images": "bottle", "rounds": {"full": 3, "pixel": 3}, "s_ref": rows, "nominal": rows}
+    scripts["common"].write_result(path, before)
+    assert latency._before(path, "resnet50", "bottle") == before
+    for backbone, images in (("resnet18", "bottle"), ("resnet50", "flange")):
+        with pytest.raises(SfrjaxError, match="resnet50, bottle; give --json another file"):
+            latency._before(path, backbone, images)
+    new = [{"mode": "pixel", "at": 2}]
+    merged = latency._merged(before, {**before, "rounds": {"pixel": 9}, "s_ref": new, "nominal": new})
+    assert merged["s_ref"] == merged["nominal"] == [rows[0], *new]
+    assert merged["rounds"] == {"full": 3, "pixel": 9}
+
+
 def test_results_page_is_what_the_json_gives(scripts):
     page = scripts["results_page"]
     assert page.PAGE.read_text() == page.page(page.RESULTS), "run python benchmarks/results_page.py and commit the page"
