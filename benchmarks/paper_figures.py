@@ -69,7 +69,8 @@ def _sampling(result: dict, backbone: str) -> Figure | None:
                         _line_with_range(ax, chosen, style, colour, name)
             ax.set(title=f"{category}, {backbone}", xlabel="s_ref (s = s_ref / 2)", ylabel=label)
             ax.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=8)
+    labelled = {line.get_label(): line for ax in axes.flat for line in ax.lines}  # a category may lack a mode
+    figure.legend(labelled.values(), labelled.keys(), fontsize=8, loc="outside lower center", ncols=6)
     return figure
 
 
