@@ -71,7 +71,10 @@ def fit_rival(backbone: Backbone, settings: Settings, batches: Iterable[Batch], 
         SfrjaxError: the features are not finite.
     """
     shapes = level_shapes(backbone, (settings.image_size, settings.image_size))
-    model = _MODULES[settings.method].fit(_features(backbone, batches), n_images, shapes, settings)
+    # What goes wrong in the last programs, and their time, belongs to the fit and not to the first image scored.
+    model = jax.block_until_ready(
+        _MODULES[settings.method].fit(_features(backbone, batches), n_images, shapes, settings)
+    )
     return Rival(settings, backbone.weights_name, backbone.weights_sha256, model)
 
 

@@ -2,7 +2,7 @@
 
 A patch feature is the average over 3 x 3 positions, zeros around the map, of each level's features, its channels
 pooled; deeper levels are brought to the shallowest one's grid bilinearly, and the levels are concatenated. Of the
-nominal patches 10 % are kept, or 1 % where 10 % would be more than 50,000 (the paper reports both), chosen by the
+nominal patches 10 % are kept, or 1 % where 10 % would be more than 100,000 (the paper reports both), chosen by the
 greedy k-centre algorithm on a random projection to 128 dimensions (Algorithm 1). A position's anomaly is its distance
 to the nearest patch kept, an image's the largest one, re-weighted (Eq. 6, 7); maps are upsampled bilinearly and
 smoothed.
@@ -35,7 +35,7 @@ from sfrjax.settings import Level, Settings
 
 DIMENSIONS = 1024  # of a patch feature, at most
 PROJECTED = 128  # dimensions in which the coreset is chosen
-SHARE, MOST = 0.1, 50_000  # of the nominal patches that the coreset keeps, unless that is more than MOST,
+SHARE, MOST = 0.1, 100_000  # of the nominal patches that the coreset keeps, unless that is more than MOST,
 SMALL_SHARE = 0.01  # then this one
 NEIGHBOURS = 9  # b in Eq. 7
 BLOCK = 2048  # patches of the bank compared with an image's at a time: their distances should stay in a cache

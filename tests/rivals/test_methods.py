@@ -2,8 +2,10 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +15,7 @@ from sfrjax.datasets import load_dataset
 from sfrjax.errors import SfrjaxError
 from sfrjax.evaluation import measure, read_masks
 from sfrjax.pipeline import fit, fit_method, localise, predict
-from sfrjax.rivals import Rival
+from sfrjax.rivals import _MODULES, Rival, fit_rival
 from sfrjax.settings import RIVAL_LEVELS, Settings, preset
 from tests.test_cli import run
 
@@ -50,6 +52,17 @@ def network():
 
 def rival_settings(method):
     return Settings(**preset("folder", method), method=method)
+
+
+def test_a_fit_is_over_when_it_returns(network, monkeypatch):
+    """Else the time of its last programs, and what goes wrong in them, would be the first image's."""
+    slow = jax.jit(lambda x: jax.lax.fori_loop(0, 100, lambda _, y: y @ x, x))
+    x = jnp.eye(400)
+    slow(x).block_until_ready()
+    started = slow(x)
+    assert not started.is_ready()
+    monkeypatch.setitem(_MODULES, "padim", SimpleNamespace(fit=lambda *_: (slow(x),)))
+    assert fit_rival(network, rival_settings("padim"), iter(()), 1).model[0].is_ready()
 
 
 def _metrics(category, fitted, network):
