@@ -34,13 +34,13 @@ def section(latency: dict) -> Iterator[str]:
     ]
     yield table("mode|batch|sampling|s_ref|first call, s|peak, MB", first)
     stages = ("sampling_s", "solve_s", "residual_s", "total_s", "total_p95_s", "image_s")
-    for section, title in (
+    for part, title in (
         ("s_ref", "Over s_ref, s = s_ref / 2"),
         ("nominal", "Over N, random features of Lite0's shapes"),
     ):
         yield f"{title}:\n"
         rows = []
-        for row in latency[section]:
+        for row in latency[part]:
             name = [str(row[key]) for key in ("mode", "batch", "sampling", "nominal_images", "s_ref", "s")]
             rows.append([*name, *(f"{1000 * row[stage]:.2f}" if stage in row else "-" for stage in stages)])
         headers = "mode|batch|sampling|N|s_ref|s|sampling|solve|residual|reconstruction|its p95|file to map"

@@ -158,8 +158,7 @@ def _methods(methods: dict, paper: dict) -> Iterator[str]:
         f"benchmarks/results/methods-cpu.json`; {methods['device']}. Same network, split, metrics; the levels are "
         "those of each method's own paper. fit: files to bank, compilation and leave-one-out threshold included, in s "
         "(one fit for the samplings that share a bank); ms: decoded image to map, at batch 1 and 8; peak: of the "
-        "process, which holds network, bank and JAX. PatchCore keeps 10 % of the nominal patches. "
-        f"{methods.get('note', '')}\n"
+        "process, which holds network, bank and JAX. PatchCore keeps 10 % of the nominal patches.\n"
     )
     measured = {row_key(row): row for row in paper["accuracy"]}
     costs = {row_key(row): row for row in methods["rows"]}
